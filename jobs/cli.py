@@ -1,0 +1,32 @@
+"""The command `feral`. Each command is a module beside this one; heavy imports happen inside the commands."""
+
+import sys
+
+import typer
+
+from jobs import curate, pretrain, recipe_list, submit
+
+app = typer.Typer(
+    help="Self-supervised pretraining of vision encoders on image and image-text data as it comes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("curate")(curate.curate)
+app.command("pretrain")(pretrain.pretrain)
+app.command("recipes")(recipe_list.recipes)
+app.command("show")(recipe_list.show)
+app.command("submit", context_settings=submit.CONTEXT)(submit.submit)
+
+
+def main() -> None:
+    """Runs a command. A `ValueError` is a message for a person: one line, exit status 2, no traceback."""
+    try:
+        app()
+    except ValueError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":  # a submitted job runs `python -m jobs.cli`
+    main()

@@ -1,0 +1,156 @@
+"""`feral pretrain`: a recipe and a store become an evaluated encoder, in one run directory."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.protocol import Evaluation
+    from pipeline.experiment import Experiment
+    from pipeline.run import Run
+
+Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else this machine")]
+
+
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="one of `feral recipes`")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="key=value …", help="see `feral show RECIPE`")] = None,
+    run: Annotated[Path | None, typer.Option(help="run directory; default: runs/RECIPE-DIGEST")] = None,
+    address: Address = None,
+) -> None:
+    """Pretrains an encoder, evaluates it and writes a report. The same command again resumes.
+
+    Example: feral pretrain simclr_32px data.store=stores/cifar10 training.images_seen=200000
+    """
+    from jobs.recipes import find_recipe
+    from pipeline.experiment import parse_overrides
+
+    experiment = find_recipe(recipe)().override(absolute_store(parse_overrides(settings or [])))
+    pretrain_run(experiment, run or Path("runs") / f"{recipe}-{experiment.digest[:8]}", address)
+
+
+def absolute_store(changes: dict[str, Any]) -> dict[str, Any]:
+    """Workers have other working directories: a store is named by its absolute path."""
+    if changes.get("data.store"):
+        changes["data.store"] = str(Path(str(changes["data.store"])).absolute())
+    return changes
+
+
+def pretrain_run(experiment: "Experiment", path: Path, address: str | None = None) -> "Run":
+    """Train, evaluate, report: each stage only if it is not done yet."""
+    from pipeline.cluster import connected
+    from pipeline.ingest.store import Store
+    from pipeline.run import Run
+
+    if not experiment.data.store:
+        raise ValueError("data.store is not set: make one with `feral curate SOURCE --to STORE`, then data.store=STORE")
+    store = Store(Path(experiment.data.store))
+    experiment.check(store)
+    run = Run.prepare(path, experiment, ["feral", *sys.argv[1:]])
+    typer.echo(f"run {run.path}")
+    typer.echo(_plan_line(experiment, store.manifest.splits["train"]))
+    checkpoint = run.newest_checkpoint()
+    done = checkpoint.step if checkpoint else 0
+    judged = run.evaluation
+    if done >= experiment.total_steps and judged is not None and judged.step == done:
+        typer.echo(f"finished already, at step {done}; a longer run: training.images_seen=…")
+    else:
+        if done:
+            typer.echo(f"resuming after step {done}")
+        with connected(address, cpus=experiment.cluster.cpus):
+            _train_and_judge(experiment, run)
+    print_scores(run.evaluation)
+    typer.echo(f"report {run.report_file}")
+    return run
+
+
+def _train_and_judge(experiment: "Experiment", run: "Run") -> None:
+    from pipeline.evaluate.suite import evaluate
+    from pipeline.report.run_report import write_report
+    from pipeline.train.fit import fit
+
+    with StepProgress(experiment.total_steps) as progress:
+        fit(experiment, run, progress.show)
+    began = time.perf_counter()
+    evaluate(run, on_stage=lambda name: typer.echo(f"evaluating: {name}"))
+    typer.echo(f"evaluated in {time.perf_counter() - began:.0f} s")
+    write_report(run)
+
+
+def _plan_line(experiment: "Experiment", images: int) -> str:
+    from ssl_models.optimizers import scaled_learning_rate
+
+    training, batch = experiment.training, experiment.data.batch_size
+    return (
+        f"{experiment.objective.name} with {experiment.encoder.name} at {experiment.encoder.image_size} px: "
+        f"{experiment.total_steps} steps of {batch} images, {training.images_seen / images:.1f} passes over {images} "
+        f"images; learning rate {scaled_learning_rate(experiment.optimizer, batch):.3g}; "
+        f"{experiment.cluster.workers} worker(s), {training.precision}"
+    )
+
+
+class StepProgress:
+    """The state of training on one line: alive on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, total_steps: int, seconds_between_lines: float = 10) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.total_steps, self.between = total_steps, seconds_between_lines
+        console = Console()
+        self.live = Live("starting workers …", console=console, refresh_per_second=4) if console.is_terminal else None
+        self.shown = 0.0
+
+    def __enter__(self) -> "StepProgress":
+        if self.live:
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.live:
+            self.live.__exit__(*exception)
+
+    def show(self, row: dict[str, Any]) -> None:
+        line = progress_line(row, self.total_steps)
+        if self.live:
+            self.live.update(line)
+        elif row["step"] == self.total_steps or time.monotonic() - self.shown >= self.between:
+            self.shown = time.monotonic()
+            typer.echo(line)
+
+
+def progress_line(row: dict[str, Any], total_steps: int) -> str:
+    speed = row["images_per_second"]
+    batch = row["images_seen"] / row["step"]
+    left = (total_steps - row["step"]) * batch / speed
+    return (
+        f"step {row['step']}/{total_steps} · {speed:.0f} images/s · loss {row['loss']:.4f} · {duration(left)} left · "
+        f"data wait {row['data_wait_ratio']:.0%}"
+    )
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def print_scores(evaluation: "Evaluation | None") -> None:
+    """The table of scores, each beside its baselines."""
+    if evaluation is None:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("score", "trained", "random encoder", "raw pixels", "chance", "test images")
+    for score in evaluation.scores:
+        values = (score.trained, score.random_encoder, score.raw_pixels, score.chance)
+        table.add_row(score.name, *(f"{value:.1%}" for value in values), str(score.num_queries))
+    console = Console()
+    if evaluation.scores:
+        console.print(table)
+    for reason in evaluation.skipped:
+        typer.echo(f"skipped {reason}")

@@ -1,0 +1,27 @@
+"""Recipes for images with captions."""
+
+from pipeline.experiment import Experiment
+from pipeline.stream.batches import DataConfig
+from pipeline.stream.views import ViewsConfig
+from pipeline.train.loop import TrainingConfig
+from ssl_models.encoders import EncoderConfig, TextConfig
+from ssl_models.objectives import CLIP
+from ssl_models.optimizers import OptimizerConfig
+
+
+def clip_small() -> Experiment:
+    """CLIP at the size of a few thousand pairs, such as Flickr8k: ResNet-18 at 64 px and a 3-layer text tower.
+
+    Paper: Radford et al. 2021, arXiv 2103.00020.
+    Result: not yet measured.
+    Cost: not yet measured.
+    Command: feral pretrain clip_small data.store=STORE
+    """
+    return Experiment(
+        data=DataConfig(batch_size=256),
+        views=ViewsConfig(crop_scale=(0.4, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.1),
+        encoder=EncoderConfig(name="resnet18", image_size=64, stem="imagenet"),
+        objective=CLIP.Config(text=TextConfig(width=128, layers=3, heads=4, context_length=24), dim=128),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup=0.05),
+        training=TrainingConfig(images_seen=150_000),
+    )

@@ -1,0 +1,64 @@
+"""Recipes for small images, which a workstation without GPU can train."""
+
+from pipeline.experiment import Experiment
+from pipeline.stream.batches import DataConfig
+from pipeline.stream.views import ViewsConfig
+from pipeline.train.loop import TrainingConfig
+from ssl_models.encoders import EncoderConfig
+from ssl_models.objectives import MAE, SimCLR
+from ssl_models.optimizers import OptimizerConfig
+
+
+def demo() -> Experiment:
+    """SimCLR on the generated dump of `feral demo`: shapes on cluttered backgrounds, 32 px.
+
+    Paper: Chen et al. 2020, arXiv 2002.05709.
+    Result: not yet measured.
+    Cost: about two minutes on 2 CPU cores.
+    Command: feral demo
+    """
+    return Experiment(
+        data=DataConfig(batch_size=256),
+        encoder=EncoderConfig(name="resnet18", image_size=32, arguments={"channels": (32, 64, 128, 256)}),
+        objective=SimCLR.Config(temperature=0.2, projector_dims=(256, 128)),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=1e-4, warmup=0.05),
+        training=TrainingConfig(images_seen=40_000, checkpoint_every=100),
+    )
+
+
+def simclr_32px() -> Experiment:
+    """SimCLR for 32-pixel images such as CIFAR-10: ResNet-18 with a 3×3 stem and pooling.
+
+    Paper: Chen et al. 2020, arXiv 2002.05709, appendix B.9; at 1,000 epochs of a larger batch it reports about 91 %.
+    Result: not yet measured.
+    Cost: not yet measured.
+    Command: feral pretrain simclr_32px data.store=STORE
+    """
+    return Experiment(
+        data=DataConfig(batch_size=256),
+        views=ViewsConfig(crop_scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1)),
+        encoder=EncoderConfig(name="resnet18", image_size=32, stem="small_pool"),
+        objective=SimCLR.Config(temperature=0.2, projector_dims=(512, 128)),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=1e-4, warmup=0.05),
+        training=TrainingConfig(images_seen=500_000),
+    )
+
+
+def mae_64px() -> Experiment:
+    """MAE for 64-pixel images such as Tiny-ImageNet: ViT-Ti with 8-pixel patches, three quarters hidden.
+
+    Paper: He et al. 2021, arXiv 2111.06377.
+    Result: not yet measured.
+    Cost: not yet measured.
+    Command: feral pretrain mae_64px data.store=STORE
+    """
+    return Experiment(
+        data=DataConfig(batch_size=256),
+        views=ViewsConfig(crop_scale=(0.2, 1.0), jitter=(0, 0, 0, 0), jitter_probability=0, grayscale=0),
+        encoder=EncoderConfig(name="vit_tiny_patch16_224", image_size=64, patch_size=8, pool="mean"),
+        objective=MAE.Config(decoder_dim=128, decoder_depth=2, decoder_heads=4),
+        optimizer=OptimizerConfig(
+            name="adamw", learning_rate=1e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup=0.1, clip_gradient=3.0
+        ),
+        training=TrainingConfig(images_seen=400_000),
+    )

@@ -1,0 +1,94 @@
+"""Where the work runs: the resources a run asks for, and the one place that starts or joins Ray."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import Field
+
+from ssl_models.config import Config
+
+# Set before Ray starts, and inherited by the cluster that we start.
+QUIET_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+}
+
+
+class ClusterConfig(Config):
+    """Resources of a run. They never change what a run computes, so they are not part of its identity."""
+
+    workers: int = Field(1, ge=1, description="training processes; each trains on an equal share of the batch")
+    use_gpu: bool = Field(False, description="one GPU for each worker, NCCL between them")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs reserved for each worker beside its GPU")
+    data_cpus: int = Field(1, ge=1, description="CPUs kept free for reading, decoding and cropping")
+    max_failures: int = Field(2, ge=0, description="worker deaths survived in one invocation")
+
+    @property
+    def cpus(self) -> int:
+        """All CPUs that must exist before anything is started."""
+        return self.workers * self.cpus_per_worker + self.data_cpus
+
+
+@contextmanager
+def connected(address: str | None = None, *, cpus: int = 1) -> Iterator[None]:
+    """Joins the cluster at `address`, or starts one on this machine for the time of the block.
+
+    `address` falls back to RAY_ADDRESS (which a submitted job has), then to a fresh local instance. A local
+    instance offers at least `cpus` logical CPUs: they are shares of the real cores, not a claim to more of them.
+    If Ray is connected already, the block uses that connection and leaves it open.
+
+    Raises:
+        ValueError: no cluster answers at `address`, or the cluster has fewer than `cpus` CPUs.
+    """
+    import ray  # here, not above: the training loop reads ClusterConfig on machines that have no Ray
+
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in QUIET_RAY.items():
+        os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    temporary = tempfile.mkdtemp(prefix="feral") if address == "local" else None
+    try:
+        if address == "local":
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private instance on loopback
+            ray.init(
+                address="local",
+                num_cpus=max(cpus, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=temporary,
+            )
+        else:
+            _join(address, cpus)
+        yield
+    finally:
+        ray.shutdown()
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _join(address: str, cpus: int) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, or leave --address "
+            "and RAY_ADDRESS empty to run on this machine"
+        ) from error
+    available = ray.cluster_resources().get("CPU", 0)
+    if available < cpus:
+        raise ValueError(
+            f"the cluster at {address!r} has {available:.0f} CPUs, but this run needs {cpus} (workers × cpus_per_worker "
+            "+ data_cpus): lower cluster.workers or add nodes"
+        )

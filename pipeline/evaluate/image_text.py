@@ -1,0 +1,91 @@
+"""Evaluations of image-text encoders: zero-shot classification and retrieval."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.stream.read import tokenize
+from ssl_models.objectives.image_text import ImageTextObjective
+
+TEMPLATES = ("{}", "a photo of a {}.", "a picture of a {}.", "an image of the {}.", "there is a {} in the scene.")
+
+
+def prompts(class_name: str) -> list[str]:
+    return [template.format(class_name.replace("_", " ")) for template in TEMPLATES]
+
+
+@torch.inference_mode()
+def embed_texts(objective: ImageTextObjective, texts: list[str], context_length: int) -> np.ndarray:
+    """(T, D), L2-normalised."""
+    parts = [texts[i : i + 512] for i in range(0, len(texts), 512)]
+    return np.concatenate(
+        [objective.project_text(torch.from_numpy(tokenize(part, context_length))).float().numpy() for part in parts]
+    )
+
+
+def zero_shot_classifier(embedded_prompts: np.ndarray, num_classes: int) -> np.ndarray:
+    """The mean prompt of each class, normalised again: (C · P, D) → (C, D)."""
+    means = embedded_prompts.reshape(num_classes, -1, embedded_prompts.shape[1]).mean(1)
+    return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+
+
+def recalls(similarities: np.ndarray, owner: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    """Retrieval with several captions an image.
+
+    text→image R@k: share of captions whose image is among the k nearest images. image→text R@k: share of images with
+    at least one of their captions among the k nearest captions. A tie counts as ahead of the right answer.
+
+    Args:
+        similarities: (images, captions); owner: (captions,), the image of each caption.
+    """
+    right = similarities[owner, np.arange(len(owner))]  # (captions,)
+    rank_of_image = (similarities >= right[None]).sum(0) - 1
+    own = owner[None] == np.arange(len(similarities))[:, None]
+    best_own = np.where(own, similarities, -np.inf).max(1)  # (images,)
+    rank_of_text = ((similarities >= best_own[:, None]) & ~own).sum(1)
+    return {f"text_to_image_r{k}": float((rank_of_image < k).mean()) for k in ks} | {
+        f"image_to_text_r{k}": float((rank_of_text < k).mean()) for k in ks
+    }
+
+
+def chance_recalls(owner: np.ndarray, num_images: int, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    """Expected recalls of a random ranking: k/images; 1 − C(T − c, k)/C(T, k) for an image with c of T captions."""
+    total = len(owner)
+    counts = np.bincount(owner, minlength=num_images)
+    chance = {}
+    for k in ks:
+        chance[f"text_to_image_r{k}"] = min(1.0, k / num_images)
+        misses = np.ones(num_images)
+        for i in range(min(k, total)):
+            misses *= np.maximum(total - counts - i, 0) / (total - i)
+        chance[f"image_to_text_r{k}"] = float(1 - misses.mean())
+    return chance
+
+
+@dataclass(frozen=True)
+class PixelsToWords:
+    """What raw pixels alone know of captions: ridge regression from thumbnails to the words of the caption (TF-IDF).
+    The baseline of zero-shot and retrieval, fitted on the training split."""
+
+    vectorizer: object
+    ridge: object
+
+    @classmethod
+    def fit(cls, pixels: np.ndarray, captions: list[str]) -> "PixelsToWords":
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import Ridge
+
+        vectorizer = TfidfVectorizer(max_features=1000, stop_words="english")
+        words = vectorizer.fit_transform(captions).toarray()
+        return cls(vectorizer, Ridge(alpha=float(len(pixels)) ** 0.5).fit(pixels, words))
+
+    def images(self, pixels: np.ndarray) -> np.ndarray:
+        return _unit(self.ridge.predict(pixels))  # type: ignore[attr-defined]
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        return _unit(self.vectorizer.transform(texts).toarray())  # type: ignore[attr-defined]
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,63 @@
+"""Probes of a frozen encoder: weighted nearest neighbours and a linear classifier."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def nearest(bank: np.ndarray, queries: np.ndarray, k: int, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and bank rows of the k nearest: (Q, k) each, nearest first. k is at most the bank's size."""
+    keys = F.normalize(torch.from_numpy(bank).float(), dim=1)
+    found = [
+        (F.normalize(torch.from_numpy(part).float(), dim=1) @ keys.T).topk(min(k, len(keys)), dim=1)
+        for part in np.split(queries, range(chunk, len(queries), chunk))
+    ]
+    return torch.cat([top.values for top in found]).numpy(), torch.cat([top.indices for top in found]).numpy()
+
+
+def knn_predictions(
+    bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int, temperature: float
+) -> np.ndarray:
+    """The class (Q,) with the greatest sum of exp(cosine / temperature) among the k nearest of a clean bank
+    (Wu et al. 2018, arXiv 1805.01978, section 3.4)."""
+    cosines, rows = nearest(bank, queries, k)
+    weights = torch.from_numpy(np.exp((cosines - 1) / temperature))  # exp(-1/t) is a common factor
+    votes: Tensor = torch.zeros(len(queries), int(labels.max()) + 1, dtype=weights.dtype)
+    votes.scatter_add_(1, torch.from_numpy(labels[rows].astype(np.int64)), weights)
+    return votes.argmax(1).numpy()
+
+
+REGULARISATIONS = (0.01, 0.1, 1.0)  # inverse strength C of the linear probe, chosen on held-out training data
+
+
+def linear_predictions(
+    bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, iterations: int
+) -> tuple[np.ndarray, float]:
+    """Multinomial logistic regression on standardised embeddings (L-BFGS).
+
+    The regularisation is chosen on a tenth of the training data, never on the queries, and the probe refitted on all.
+
+    Returns:
+        Predicted classes (Q,) and the chosen C.
+    """
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import train_test_split
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def probe(c: float):
+        return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=iterations))
+
+    smallest = np.unique(labels, return_counts=True)[1].min()
+    fit_x, held_x, fit_y, held_y = train_test_split(
+        bank, labels, test_size=0.1, random_state=0, stratify=labels if smallest >= 10 else None
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a probe with a fixed budget of iterations
+        held = {c: probe(c).fit(fit_x, fit_y).score(held_x, held_y) for c in REGULARISATIONS}
+        best = max(held, key=lambda c: held[c])
+        return probe(best).fit(bank, labels).predict(queries), best

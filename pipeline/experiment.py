@@ -1,0 +1,207 @@
+"""The whole configuration of a run: composed of every part's Config, checked before anything starts."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.cluster import ClusterConfig
+from pipeline.evaluate.protocol import EvaluationConfig
+from pipeline.ingest.store import Store
+from pipeline.stream.batches import DataConfig
+from pipeline.stream.views import ViewsConfig
+from pipeline.train.loop import TrainingConfig
+from ssl_models.config import Config
+from ssl_models.encoders import EncoderConfig
+from ssl_models.objectives import OBJECTIVES, ObjectiveConfig, build_objective
+from ssl_models.optimizers import OptimizerConfig
+
+
+class Experiment(Config):
+    """What is trained, on what, how long, and how it is judged. Batch size is global, the learning rate is per 256
+    images, curves are in fractions of the run: an experiment means the same on 1 or 64 workers."""
+
+    data: DataConfig
+    views: ViewsConfig = ViewsConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    objective: Annotated[ObjectiveConfig, Field(discriminator="name")]
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Experiment":
+        data, workers = self.data, self.cluster.workers
+        if data.batch_size % data.lanes:
+            raise ValueError(
+                f"data.batch_size={data.batch_size} is not a multiple of data.lanes={data.lanes}: each lane gives an "
+                f"equal share of every batch; use data.batch_size={-(-data.batch_size // data.lanes) * data.lanes}"
+            )
+        if data.lanes % workers:
+            raise ValueError(
+                f"cluster.workers={workers} does not divide data.lanes={data.lanes}: a worker serves whole lanes; "
+                f"use a divisor of {data.lanes}, or data.lanes={workers * -(-data.lanes // workers)}"
+            )
+        if self.training.images_seen < data.batch_size:
+            raise ValueError(
+                f"training.images_seen={self.training.images_seen} is less than one batch of {data.batch_size}: "
+                "raise it, or lower data.batch_size"
+            )
+        patch, size = self.encoder.patch_size, self.encoder.image_size
+        if patch is not None and size % patch:
+            raise ValueError(
+                f"encoder.image_size={size} is not a multiple of encoder.patch_size={patch}: "
+                f"use encoder.image_size={-(-size // patch) * patch}"
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        return self.training.images_seen // self.data.batch_size
+
+    @property
+    def num_views(self) -> int:
+        return OBJECTIVES[self.objective.name].num_views
+
+    @property
+    def needs_text(self) -> bool:
+        return OBJECTIVES[self.objective.name].needs_text
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of a caption; None when the objective reads no text."""
+        text = getattr(self.objective, "text", None)
+        return text.context_length if text is not None else None
+
+    @property
+    def digest(self) -> str:
+        """Names what is computed; where it is computed (`cluster`) does not count."""
+        content = self.model_dump(mode="json", exclude={"cluster"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def check_model(self) -> None:
+        """Builds the model on the meta device, which takes no memory: its ValueErrors come before anything starts."""
+        with torch.device("meta"):
+            build_objective(self.objective, self.encoder)
+
+    def check(self, store: Store) -> None:
+        """Compares what the model and the objective need with what the store holds.
+
+        Raises:
+            ValueError: with what does not fit, and the way out.
+        """
+        self.check_model()
+        train = store.manifest.splits.get("train", 0)
+        if self.needs_text and store.manifest.captioned == 0:
+            raise ValueError(
+                f"objective {self.objective.name!r} needs captions, but no image of {self.data.store} has one: curate a "
+                "source with captions, or choose an objective without text"
+            )
+        if train < self.data.batch_size:
+            raise ValueError(
+                f"data.batch_size={self.data.batch_size} exceeds the {train} training images of {self.data.store}: "
+                "lower data.batch_size (and data.lanes), or curate more images"
+            )
+
+    def override(self, changes: Mapping[str, Any]) -> "Experiment":
+        """A new experiment with dotted keys replaced: {"objective.temperature": 0.2}.
+
+        Raises:
+            ValueError: an unknown key or a refused value, in words for a person.
+        """
+        content = self.model_dump(mode="json")
+        for key, value in changes.items():
+            *parents, leaf = key.split(".")
+            group = content
+            for parent in parents:
+                group = group.get(parent) if isinstance(group, dict) else None
+            open_ended = parents[-1:] == ["arguments"]
+            if not isinstance(group, dict) or (leaf not in group and not open_ended):
+                raise ValueError(_unknown(key, content))
+            group[leaf] = value
+        return build_experiment(content)
+
+
+def build_experiment(content: Mapping[str, Any]) -> Experiment:
+    """Validates plain data, as read from JSON.
+
+    Raises:
+        ValueError: what is wrong, one line a fault.
+    """
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line a fault: key=value: what is allowed."""
+    lines = []
+    for fault in error.errors():
+        if fault["type"] == "value_error" and isinstance(fault["input"], dict | Config):
+            lines.append(fault["msg"].removeprefix("Value error, "))  # a cross-check, which says all itself
+            continue
+        key = ".".join(str(part) for part in fault["loc"] if part not in OBJECTIVES)
+        message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        lines.append(f"{key}={fault['input']!r}: should be {message}" if message != fault["msg"] else f"{key}: {message}")
+    return "; ".join(lines) + " (`feral show RECIPE` lists every setting)"
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """["objective.temperature=0.2", …] → values; a value is JSON where it parses, else text.
+
+    Raises:
+        ValueError: an argument without "=".
+    """
+    changes: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{argument!r} is no setting: write key=value, for example training.images_seen=100000")
+        changes[key] = parse_value(text)
+    return changes
+
+
+def parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def settings(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested data as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            flat |= settings(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _unknown(key: str, content: Mapping[str, Any]) -> str:
+    known = list(settings(content))
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(by_leaf), n=1, cutoff=0.7)
+    guess = close[0] if close else by_leaf[leaf[0]] if leaf else None
+    hint = f"did you mean {guess}?" if guess else f"groups are {', '.join(content)}"
+    return f"{key}: no such setting; {hint} (`feral show RECIPE` lists every setting)"
+
+
+def describe(config: Config, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """Every setting as (dotted key, value, meaning), in the order of declaration."""
+    rows: list[tuple[str, Any, str]] = []
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            rows += describe(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, value, info.description or ""))
+    return rows

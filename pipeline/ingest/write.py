@@ -1,0 +1,140 @@
+"""The writing side of a store: shards from the tasks, then index, refusals and the manifest, which seals it."""
+
+import io
+import json
+import os
+import tarfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.ingest.store import INDEX, MANIFEST, REFUSED, SHARDS, Manifest, ShardEntry, file_sha256, read_manifest
+
+STARTED = "unsealed.json"  # marks a folder as ours until it is sealed; then it is removed
+MAX_SAMPLES_PER_UNIT = 10_000_000
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears at `path` whole or not at all: written beside it, flushed to disk, renamed."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class ShardWriter:
+    """Writes the shards of one unit. Names and bytes depend on the unit's number and samples only, so that a second
+    attempt at the unit overwrites the first with the same. A new shard begins every `samples_per_shard` samples."""
+
+    def __init__(self, store: Path, unit: int, samples_per_shard: int) -> None:
+        self._store, self._unit, self._limit = store, unit, samples_per_shard
+        self._open: tuple[tarfile.TarFile, Path, Path] | None = None
+        self._in_shard = 0
+        self.shards: list[ShardEntry] = []
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._finish(keep=kind is None)
+
+    def add(self, position: int, jpeg: bytes, captions: list[str], record: Mapping[str, object]) -> tuple[str, int]:
+        """Appends the sample at `position` of the unit; returns the shard's name and the JPEG's byte offset in it."""
+        assert position < MAX_SAMPLES_PER_UNIT, position
+        if self._in_shard == self._limit:
+            self._finish(keep=True)
+        archive, path, _ = self._open = self._open or self._begin()
+        key = f"{self._unit:05d}{position:07d}"  # unique in the store, and known before any sample is refused
+        offset = archive.offset + tarfile.BLOCKSIZE
+        _append(archive, f"{key}.jpg", jpeg)
+        if captions:
+            _append(archive, f"{key}.txt", captions[0].encode())
+        _append(archive, f"{key}.json", json.dumps(record, ensure_ascii=False).encode())
+        self._in_shard += 1
+        return path.name, offset
+
+    def _begin(self) -> tuple[tarfile.TarFile, Path, Path]:
+        part = len(self.shards)
+        path = self._store / SHARDS / (f"{self._unit:05d}.tar" if part == 0 else f"{self._unit:05d}_{part:03d}.tar")
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        # .tar of USTAR headers only, one block each: offsets are then known without reading back
+        return tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT), path, temporary
+
+    def _finish(self, keep: bool) -> None:
+        if self._open is None:
+            return
+        archive, path, temporary = self._open
+        self._open, self._in_shard = None, 0
+        archive.close()
+        if not keep:
+            temporary.unlink()
+            return
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        self.shards.append(ShardEntry(name=path.name, bytes=temporary.stat().st_size, sha256=file_sha256(temporary)))
+        temporary.replace(path)
+
+
+def _append(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)  # time, owner and group stay 0, for the same bytes on every machine
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def begin(store: Path, overwrite: bool) -> None:
+    """Makes `store` an empty, unsealed store; clears what an interrupted curate (or, to overwrite, a sealed one) left.
+
+    Raises:
+        ValueError: the folder holds something that is no store of ours.
+    """
+    if store.exists() and not store.is_dir():
+        raise ValueError(f"{store} is a file: choose another --to")
+    if overwrite and (store / MANIFEST).exists():
+        read_manifest(store)  # refuses a manifest.json that is not ours
+    elif not (store / STARTED).exists() and store.exists() and any(store.iterdir()):
+        raise ValueError(f"{store} is neither empty nor an interrupted store: choose another --to")
+    store.mkdir(parents=True, exist_ok=True)
+    with replaced(store / STARTED) as file:
+        file.write(b"{}")
+    (store / SHARDS).mkdir(exist_ok=True)
+    for name in (MANIFEST, INDEX, REFUSED):
+        (store / name).unlink(missing_ok=True)
+    clear_temporary(store)
+    for path in (store / SHARDS).glob("[0-9]*.tar"):
+        path.unlink()
+
+
+def clear_temporary(store: Path) -> None:
+    """Removes what tasks that were killed in the middle of a shard left behind."""
+    for path in (store / SHARDS).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def write_table(table: pa.Table, path: Path) -> str:
+    """Writes a Parquet file whole or not at all; returns its sha256."""
+    with replaced(path) as file:
+        pq.write_table(table, file, compression="zstd")
+    return file_sha256(path)
+
+
+def seal(store: Path, manifest: Manifest) -> None:
+    """Writes the manifest: from here on the store never changes."""
+    clear_temporary(store)
+    with replaced(store / MANIFEST) as file:
+        file.write(manifest.model_dump_json(indent=1).encode())
+    (store / STARTED).unlink()

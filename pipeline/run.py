@@ -1,0 +1,104 @@
+"""A run is a directory: stages hand over by path."""
+
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluate.protocol import Evaluation
+from pipeline.experiment import Experiment, build_experiment, settings
+from pipeline.train.checkpoints import Checkpoint, newest_checkpoint
+
+
+@dataclass(frozen=True)
+class Run:
+    path: Path
+
+    @property
+    def experiment_file(self) -> Path:
+        return self.path / "experiment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def evaluation_file(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def commands_file(self) -> Path:
+        return self.path / "commands.jsonl"
+
+    @classmethod
+    def prepare(cls, path: Path, experiment: Experiment, command: list[str]) -> "Run":
+        """Makes the directory, or takes up the one that is there; notes the command.
+
+        Raises:
+            ValueError: the directory belongs to another experiment; says what differs.
+        """
+        run = cls(path.absolute())
+        if run.experiment_file.exists():
+            run._refuse_other(experiment)
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.experiment_file.write_text(experiment.model_dump_json(indent=1))
+        note = {"command": command, "time": time.time(), **_machine()}
+        with run.commands_file.open("a") as file:
+            file.write(json.dumps(note) + "\n")
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """A run that exists.
+
+        Raises:
+            ValueError: there is none at `path`.
+        """
+        run = cls(path.absolute())
+        if not run.experiment_file.exists():
+            raise ValueError(f"{path} is no run: it has no experiment.json; `feral pretrain` makes runs")
+        return run
+
+    @property
+    def experiment(self) -> Experiment:
+        return build_experiment(json.loads(self.experiment_file.read_text()))
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        if not self.evaluation_file.exists():
+            return None
+        return Evaluation.model_validate_json(self.evaluation_file.read_text())
+
+    @property
+    def commands(self) -> list[dict[str, Any]]:
+        """The commands that worked on this run, oldest first, each with time, versions and machine."""
+        return [json.loads(line) for line in self.commands_file.read_text().splitlines()]
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        return newest_checkpoint(self.checkpoints)
+
+    def _refuse_other(self, experiment: Experiment) -> None:
+        here = self.experiment
+        if here.digest == experiment.digest:
+            return
+        mine, new = (settings(e.model_dump(mode="json", exclude={"cluster"})) for e in (here, experiment))
+        changed = [f"{key}: {mine.get(key)} there, {new.get(key)} now" for key in {**mine, **new} if mine.get(key) != new.get(key)]
+        raise ValueError(
+            f"{self.path} holds another experiment ({'; '.join(changed[:5])}): give another --run directory, or the "
+            "settings that it began with"
+        )
+
+
+def _machine() -> dict[str, Any]:
+    import os
+    from importlib.metadata import version
+
+    packages = {name: version(name) for name in ("feral", "torch", "timm", "ray")}
+    return {"python": sys.version.split()[0], "packages": packages, "machine": platform.machine(), "cpus": os.cpu_count()}

@@ -1,0 +1,81 @@
+"""What one training step consumes, and the random numbers that belong to a sample rather than to a process."""
+
+import zlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_LOW_53_BITS = 2.0**-53
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch."""
+
+    views: tuple[Tensor, ...]  # each (B, 3, H, W), normalised; global crops first, then local
+    ids: Tensor  # (B,) int64, stable sample number
+    tokens: Tensor | None = None  # (B, L) int64
+    labels: Tensor | None = None  # (B,) int64, -1 = unlabelled; only the supervised baseline and probes read it
+
+    def to(self, device: torch.device) -> "Batch":
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            views=tuple(view.to(device, non_blocking=True) for view in self.views),
+            ids=self.ids.to(device, non_blocking=True),
+            tokens=move(self.tokens),
+            labels=move(self.labels),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where in the run a batch stands."""
+
+    number: int
+    progress: float | None  # fraction of the run, [0, 1); None when the run has no horizon
+    seed: int  # of the run; all draws of an objective derive from (seed, number, sample id)
+    phase: str = "main"
+
+
+def uniform(seed: int, step: int, ids: Tensor, count: int, purpose: str) -> Tensor:
+    """Uniform numbers in [0, 1) that are a function of (seed, step, sample id, purpose) alone.
+
+    They do not depend on the rank, the batch or the device that draws them, so k ranks draw exactly what one rank
+    would. Each sample seeds its own SplitMix64 sequence (Steele, Lea, Flood 2014, "Fast splittable pseudorandom
+    number generators").
+
+    Args:
+        ids: (B,) int64 sample numbers.
+        count: how many numbers each sample needs.
+        purpose: separates independent uses, for example "crop" from "mask".
+
+    Returns:
+        (B, count) float64.
+    """
+    key = torch.tensor(seed, dtype=torch.int64, device=ids.device)
+    for part in (zlib.crc32(purpose.encode()), step, ids):
+        key = _mix(key + part + _GOLDEN)  # (B,) from the last part on
+    counter = torch.arange(1, count + 1, dtype=torch.int64, device=ids.device)
+    bits = _mix(key[:, None] + counter * _GOLDEN)  # (B, count)
+    return _shift(bits, 11).double() * _LOW_53_BITS
+
+
+# 64-bit constants of SplitMix64, written as the signed integers that torch stores.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FIRST = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND = 0x94D049BB133111EB - 2**64
+
+
+def _mix(bits: Tensor) -> Tensor:
+    bits = (bits ^ _shift(bits, 30)) * _FIRST
+    bits = (bits ^ _shift(bits, 27)) * _SECOND
+    return bits ^ _shift(bits, 31)
+
+
+def _shift(bits: Tensor, by: int) -> Tensor:
+    """Logical right shift: torch's `>>` copies the sign bit."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)

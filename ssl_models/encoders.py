@@ -1,0 +1,154 @@
+"""Image encoders from timm, with a stem for small images and token access for masking; the text encoder."""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ssl_models.config import Config
+
+
+class EncoderConfig(Config):
+    name: str = Field("resnet18", description="any image model of timm")
+    image_size: int = Field(32, ge=8, description="side of a training view and of an evaluation image, in pixels")
+    stem: Literal["auto", "imagenet", "small", "small_pool"] = Field(
+        "auto",
+        description="first layers of a ResNet: 7×7 stride 2 and pooling; 3×3 stride 1; 3×3 stride 1 and pooling. "
+        "auto: small up to 32 px, small_pool up to 64 px, else imagenet",
+    )
+    patch_size: int | None = Field(None, ge=1, description="side of a ViT's patch in pixels; None: the model's own")
+    pool: Literal["auto", "mean"] = Field("auto", description="auto: the model's own; mean: average of patch tokens")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="passed to timm.create_model")
+
+
+class ImageEncoder(nn.Module):
+    """A timm model without classifier: (B, 3, H, W) → (B, dim).
+
+    Raises:
+        ValueError: the model does not exist in timm, or does not take these settings.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        import timm
+
+        arguments = dict(config.arguments)
+        is_vit = config.name.startswith(("vit_", "deit_"))
+        if is_vit:
+            arguments["img_size"] = config.image_size
+            if config.patch_size is not None:
+                arguments["patch_size"] = config.patch_size
+        if not timm.is_model(config.name):
+            close = timm.list_models(f"*{config.name.split('_')[0]}*")[:6]
+            raise ValueError(f"encoder.name={config.name!r} is no model of timm; similar: {', '.join(close) or 'none'}")
+        try:
+            self.model = timm.create_model(config.name, pretrained=False, num_classes=0, **arguments)
+        except (TypeError, AssertionError) as error:
+            raise ValueError(f"encoder {config.name!r} does not take {arguments}: {error}") from error
+        self.mean_pool = config.pool == "mean"
+        if self.mean_pool and not is_vit:
+            raise ValueError(f"encoder.pool=mean needs a ViT, {config.name!r} is none: leave encoder.pool=auto")
+        _set_stem(self.model, config)
+        self.dim: int = self.model.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.mean_pool:
+            return self.model(images)
+        return self.model.forward_features(images)[:, self.model.num_prefix_tokens :].mean(1)
+
+    def visible_tokens(self, images: Tensor, keep: Tensor) -> Tensor:
+        """Encodes only the patches in `keep` (B, K): (B, prefix + K, dim), class token first.
+
+        The positional embedding is added before the patches are dropped (He et al. 2021, MAE).
+        """
+        vit = self.model
+        patches = vit.patch_embed(images) + vit.pos_embed[:, vit.num_prefix_tokens :]  # (B, L, dim)
+        patches = torch.gather(patches, 1, keep[:, :, None].expand(-1, -1, patches.shape[-1]))
+        prefix = vit.cls_token + vit.pos_embed[:, : vit.num_prefix_tokens]  # (1, 1, dim)
+        tokens = torch.cat([prefix.expand(len(images), -1, -1), patches], dim=1)
+        return vit.norm(vit.blocks(vit.norm_pre(tokens)))
+
+    def fix_positions(self) -> None:
+        """Replaces the learned positional embedding of a ViT by fixed 2-D sine-cosine.
+
+        Raises:
+            ValueError: the encoder is no plain ViT with one class token and a learned absolute position table.
+        """
+        from timm.models import VisionTransformer
+
+        vit = self.model
+        if not isinstance(vit, VisionTransformer) or vit.pos_embed is None or vit.num_prefix_tokens != 1:
+            raise ValueError(
+                f"this objective needs a plain ViT with a class token as encoder, got {type(vit).__name__}: choose for "
+                "example encoder.name=vit_tiny_patch16_224"
+            )
+        if vit.pos_embed.shape[1] != vit.patch_embed.num_patches + 1:
+            raise ValueError("this objective needs a ViT whose class token has a position of its own (no_embed_class)")
+        vit.pos_embed.requires_grad_(False)
+        table = sine_cosine_positions(self.dim, *vit.patch_embed.grid_size)
+        vit.pos_embed.data.copy_(torch.cat([torch.zeros(1, self.dim), table]))  # the class token stands at zero
+
+
+def _set_stem(model: nn.Module, config: EncoderConfig) -> None:
+    stem = config.stem
+    is_resnet = isinstance(getattr(model, "conv1", None), nn.Conv2d) and hasattr(model, "maxpool")
+    if stem == "auto":
+        stem = "small" if config.image_size <= 32 else "small_pool" if config.image_size <= 64 else "imagenet"
+        if not is_resnet:
+            return
+    if stem == "imagenet":
+        return
+    if not is_resnet:
+        raise ValueError(f"encoder.stem={stem} needs a plain ResNet of timm, {config.name!r} is none: use stem=auto")
+    width = model.conv1.out_channels
+    model.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if stem == "small":
+        model.maxpool = nn.Identity()
+
+
+def sine_cosine_positions(dim: int, rows: int, columns: int) -> Tensor:
+    """(rows · columns, dim): the fixed positions of MAE. Half of the width is the column's, half the row's, each
+    [sin | cos] at frequencies 10000^(-2i/dim); computed in double precision."""
+    if dim % 4:
+        raise ValueError(f"a 2-D sine-cosine position needs a width divisible by 4, got {dim}")
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    row, column = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
+    )
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (column, row)]  # width axis first, as MAE's checkpoints
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+
+
+class TextConfig(Config):
+    width: int = Field(256, ge=16, description="width of the transformer")
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1, description="attention heads; must divide width")
+    context_length: int = Field(32, ge=8, le=256, description="tokens of a caption, the end token included")
+    vocabulary_size: int = Field(49408, ge=49408, description="CLIP's byte-pair vocabulary")
+
+
+class TextEncoder(nn.Module):
+    """CLIP's causal text transformer (open_clip's implementation): (B, L) int64 tokens → (B, dim).
+
+    The feature is read at the end token, which has the largest id of a row.
+    """
+
+    def __init__(self, config: TextConfig, dim: int) -> None:
+        super().__init__()
+        from open_clip.transformer import TextTransformer
+
+        if config.width % config.heads:
+            raise ValueError(f"text.width={config.width} is not divisible by text.heads={config.heads}")
+        self.model = TextTransformer(
+            context_length=config.context_length,
+            vocab_size=config.vocabulary_size,
+            width=config.width,
+            heads=config.heads,
+            layers=config.layers,
+            output_dim=dim,
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens)

@@ -1,0 +1,64 @@
+"""Contrastive objectives: two views of an image attract, all other images repel."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssl_models.batch import Batch, Step
+from ssl_models.collectives import gather, normalize, rank
+from ssl_models.config import Config
+from ssl_models.encoders import EncoderConfig
+from ssl_models.heads import Projector
+from ssl_models.objectives.objective import Objective
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """NT-Xent, the normalised temperature-scaled cross entropy (Chen et al. 2020, arXiv 2002.05709, eq. 1).
+
+    ℓ(i) = −log( exp(cos(i, j)/τ) / Σ_{k≠i} exp(cos(i, k)/τ) ), j the other view of i, averaged over all 2N rows of
+    the *global* batch: anchors are this rank's rows, keys those of all ranks, gathered with gradient. Only the anchor
+    itself is left out of the denominator. Equals ln(2N − 1) when all rows are equal.
+
+    Args:
+        first, second: (n, D), this rank's projections of the two views.
+
+    Returns:
+        The loss, and the share of anchors whose positive is strictly nearest (a collapsed model scores 0).
+    """
+    local = len(first)
+    anchors = torch.cat([normalize(first), normalize(second)])  # (2n, D)
+    keys = torch.cat([gather(anchors[:local]), gather(anchors[local:])])  # (2N, D): all first views, then all second
+    total = len(keys) // 2
+    row = torch.arange(local, device=keys.device) + rank() * local
+    itself = torch.cat([row, row + total])[:, None]  # (2n, 1), the anchor's own column
+    positive = torch.cat([row + total, row])[:, None]  # (2n, 1)
+    logits = (anchors @ keys.T / temperature).scatter(1, itself, -torch.inf)
+    loss = F.cross_entropy(logits, positive[:, 0])
+    negatives = logits.detach().scatter(1, positive, -torch.inf)
+    accuracy = (logits.detach().gather(1, positive)[:, 0] > negatives.amax(1)).float().mean()
+    return loss, accuracy
+
+
+class SimCLR(Objective):
+    """A simple framework for contrastive learning of visual representations (Chen et al. 2020)."""
+
+    class Config(Config):
+        name: Literal["simclr"] = "simclr"
+        temperature: float = Field(0.2, gt=0, le=10, description="τ of NT-Xent; small values weigh hard negatives")
+        projector_dims: tuple[int, ...] = Field((512, 128), min_length=1, description="widths; the last is the output")
+
+    num_views: ClassVar[int] = 2
+
+    def __init__(self, config: Config, encoder: EncoderConfig) -> None:
+        super().__init__(config, encoder)
+        self.temperature = config.temperature
+        self.projector = Projector(self.encoder.dim, config.projector_dims)
+
+    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        embeddings = self.encoder(torch.cat(batch.views[:2]))  # one pass: both views share BatchNorm statistics
+        first, second = self.projector(embeddings).chunk(2)
+        loss, accuracy = nt_xent(first, second, self.temperature)
+        return {"loss": loss, "contrastive_accuracy": accuracy}

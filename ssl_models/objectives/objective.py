@@ -1,0 +1,46 @@
+"""The contract of a self-supervised task."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ssl_models.batch import Batch, Step
+from ssl_models.config import Config
+from ssl_models.encoders import EncoderConfig, ImageEncoder
+
+
+class Objective(nn.Module):
+    """A self-supervised task: an encoder, the heads that train it, its losses.
+
+    All that must survive a restart (teacher, queue, centre, prototypes) is a submodule or a buffer: `state_dict` is
+    the whole state. Random draws come from `uniform(step.seed, step.number, batch.ids, …)`, so that k ranks compute
+    what one rank would. An objective never sees an optimizer, a file, an epoch or Ray.
+
+    A new method is a subclass with a nested `Config` (its `name` a Literal), and one line in the table.
+    """
+
+    Config: ClassVar[type[Config]]
+    num_views: ClassVar[int] = 1
+    needs_text: ClassVar[bool] = False
+    phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer each, stepped in this order
+
+    encoder: ImageEncoder
+
+    def __init__(self, config: Config, encoder: EncoderConfig) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder(encoder)
+
+    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """Scalars by name: "loss" is minimised, all are logged."""
+        raise NotImplementedError
+
+    def trainable(self, phase: str) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that a phase moves."""
+        return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def after_step(self, step: Step) -> None:
+        """Moves what no optimizer moves: teacher, queue, centre, clamped scale."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, dim): what probes judge."""
+        return self.encoder(images)

@@ -1,0 +1,42 @@
+"""Shared by all tests: a quiet environment, and one Ray for the session."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+# Before anything imports ray.
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
+    RAY_TRAIN_METRICS_ENABLED="0",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="30",
+    RAY_TRAIN_COLLECTIVE_TIMEOUT_S="60",
+    TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S="2",
+    RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="60",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+)
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[Any]:
+    """The session's own Ray with six logical CPUs; it never joins a cluster that runs on this machine."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="r")  # short: Ray adds about 65 of the 107 bytes that a socket's path may have
+    ray.init(
+        address="local",
+        num_cpus=6,
+        include_dashboard=False,
+        object_store_memory=150 * 2**20,
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
+    yield ray
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
