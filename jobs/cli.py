@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from jobs import curate, pretrain, recipe_list, submit
+from jobs import curate, demo, pretrain, recipe_list, submit, sweep
 
 app = typer.Typer(
     help="Self-supervised pretraining of vision encoders on image and image-text data as it comes.",
@@ -14,6 +14,8 @@ app = typer.Typer(
 )
 app.command("curate")(curate.curate)
 app.command("pretrain")(pretrain.pretrain)
+app.command("sweep")(sweep.sweep)
+app.command("demo")(demo.demo)
 app.command("recipes")(recipe_list.recipes)
 app.command("show")(recipe_list.show)
 app.command("submit", context_settings=submit.CONTEXT)(submit.submit)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.ingest.curate import Progress
+    from pipeline.ingest.curate import CurateConfig, Progress
     from pipeline.ingest.store import Store
 
 SECONDS_BETWEEN_LINES = 10  # where there is no terminal
@@ -29,13 +29,21 @@ def curate(
 ) -> None:
     """Decode, check and deduplicate a source of images into a sealed store; nothing is left out uncounted."""
     from pipeline.ingest.curate import CurateConfig
-    from pipeline.ingest.curate import curate as run
-    from pipeline.ingest.store import Store
 
     config = CurateConfig(
         side=side, quality=quality, holdout=holdout, samples_per_shard=samples_per_shard,
         image_column=image_column, caption_column=caption_column,
     )  # fmt: skip
+    curate_and_tell(source, to, config, overwrite=overwrite, address=address)
+
+
+def curate_and_tell(
+    source: Path, to: Path, config: "CurateConfig", *, overwrite: bool = False, address: str | None = None
+) -> None:
+    """Curates with live progress, and ends with the summary."""
+    from pipeline.ingest.curate import curate as run
+    from pipeline.ingest.store import Store
+
     with _live() as on_progress:
         run(source, to, config, on_progress, overwrite=overwrite, address=address)
     for line in summary(Store(to), to):

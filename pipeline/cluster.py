@@ -89,6 +89,6 @@ def _join(address: str, cpus: int) -> None:
     available = ray.cluster_resources().get("CPU", 0)
     if available < cpus:
         raise ValueError(
-            f"the cluster at {address!r} has {available:.0f} CPUs, but this run needs {cpus} (workers × cpus_per_worker "
-            "+ data_cpus): lower cluster.workers or add nodes"
+            f"the cluster at {address!r} has {available:.0f} CPUs, but this run needs {cpus} (workers × "
+            "cpus_per_worker + data_cpus): lower cluster.workers or add nodes"
         )

@@ -99,8 +99,8 @@ class Experiment(Config):
         train = store.manifest.splits.get("train", 0)
         if self.needs_text and store.manifest.captioned == 0:
             raise ValueError(
-                f"objective {self.objective.name!r} needs captions, but no image of {self.data.store} has one: curate a "
-                "source with captions, or choose an objective without text"
+                f"objective {self.objective.name!r} needs captions, but no image of {self.data.store} has one: curate "
+                "a source with captions, or choose an objective without text"
             )
         if train < self.data.batch_size:
             raise ValueError(
@@ -117,7 +117,7 @@ class Experiment(Config):
         content = self.model_dump(mode="json")
         for key, value in changes.items():
             *parents, leaf = key.split(".")
-            group = content
+            group: Any = content
             for parent in parents:
                 group = group.get(parent) if isinstance(group, dict) else None
             open_ended = parents[-1:] == ["arguments"]
@@ -148,7 +148,8 @@ def explain(error: ValidationError) -> str:
             continue
         key = ".".join(str(part) for part in fault["loc"] if part not in OBJECTIVES)
         message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        lines.append(f"{key}={fault['input']!r}: should be {message}" if message != fault["msg"] else f"{key}: {message}")
+        wanted = ":" if message == fault["msg"] else f"={fault['input']!r}: should be"
+        lines.append(f"{key}{wanted} {message}")
     return "; ".join(lines) + " (`feral show RECIPE` lists every setting)"
 
 

@@ -89,7 +89,8 @@ class Run:
         if here.digest == experiment.digest:
             return
         mine, new = (settings(e.model_dump(mode="json", exclude={"cluster"})) for e in (here, experiment))
-        changed = [f"{key}: {mine.get(key)} there, {new.get(key)} now" for key in {**mine, **new} if mine.get(key) != new.get(key)]
+        differ = [key for key in {**mine, **new} if mine.get(key) != new.get(key)]
+        changed = [f"{key}: {mine.get(key)} there, {new.get(key)} now" for key in differ]
         raise ValueError(
             f"{self.path} holds another experiment ({'; '.join(changed[:5])}): give another --run directory, or the "
             "settings that it began with"
@@ -101,4 +102,9 @@ def _machine() -> dict[str, Any]:
     from importlib.metadata import version
 
     packages = {name: version(name) for name in ("feral", "torch", "timm", "ray")}
-    return {"python": sys.version.split()[0], "packages": packages, "machine": platform.machine(), "cpus": os.cpu_count()}
+    return {
+        "python": sys.version.split()[0],
+        "packages": packages,
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+    }

@@ -100,7 +100,7 @@ def synchronize_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
         return convert_sync_batchnorm(module)
     plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     for name, child in module.named_children():
-        if type(child) in plain:
+        if isinstance(child, plain) and type(child) in plain:
             setattr(module, name, _over_ranks(child))
         elif isinstance(child, plain):
             raise ValueError(

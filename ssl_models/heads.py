@@ -20,6 +20,8 @@ class Projector(nn.Sequential):
 class MaskedDecoder(nn.Module):
     """MAE's decoder (He et al. 2021): visible tokens and a shared mask token → pixels of every patch."""
 
+    positions: Tensor  # (1 + L, dim), a constant
+
     def __init__(self, encoder_dim: int, grid: tuple[int, int], patch_dim: int, dim: int, depth: int, heads: int):
         super().__init__()
         from timm.models.vision_transformer import Block
@@ -28,7 +30,7 @@ class MaskedDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         nn.init.normal_(self.mask_token, std=0.02)
         positions = torch.cat([torch.zeros(1, dim), sine_cosine_positions(dim, *grid)])
-        self.register_buffer("positions", positions, persistent=False)  # (1 + L, dim), a constant
+        self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.predict = nn.Linear(dim, patch_dim)

@@ -16,7 +16,7 @@ class OptimizerConfig(Config):
     name: Literal["sgd", "adamw", "lars"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0, description="at a global batch of 256; scaled linearly with the batch")
     weight_decay: float = Field(1e-4, ge=0, description="not on biases, norms and other parameters below two dims")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and lars")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd (Nesterov) and lars")
     betas: tuple[float, float] = Field((0.9, 0.95), description="of adamw")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the run with linearly rising rate")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="after warm-up: to zero, or flat")
@@ -40,7 +40,7 @@ def learning_rate_factor(config: OptimizerConfig, progress: float) -> float:
 def build_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, batch_size: int
 ) -> Optimizer:
-    """An optimizer with two groups: weights decay; biases, norms, scales and tokens do not (nor does LARS adapt them)."""
+    """An optimizer with two groups: weights decay; biases, norms, scales and tokens do not."""
     named = list(parameters)
     plain = [p for name, p in named if p.ndim < 2 or name.endswith(("cls_token", "mask_token", "positional_embedding"))]
     chosen = {id(parameter) for parameter in plain}
@@ -54,7 +54,7 @@ def build_optimizer(
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=True)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=config.momentum)
+        return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0)
     from timm.optim import Lars
 
     return Lars(groups, lr=rate, momentum=config.momentum, trust_coeff=0.001)

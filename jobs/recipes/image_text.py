@@ -10,7 +10,7 @@ from ssl_models.optimizers import OptimizerConfig
 
 
 def clip_small() -> Experiment:
-    """CLIP at the size of a few thousand pairs, such as Flickr8k: ResNet-18 at 64 px and a 3-layer text tower.
+    """CLIP at the size of a few thousand pairs, such as Flickr8k: half-width ResNet-18 at 64 px, 3-layer text tower.
 
     Paper: Radford et al. 2021, arXiv 2103.00020.
     Result: not yet measured.
@@ -20,8 +20,13 @@ def clip_small() -> Experiment:
     return Experiment(
         data=DataConfig(batch_size=256),
         views=ViewsConfig(crop_scale=(0.4, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.1),
-        encoder=EncoderConfig(name="resnet18", image_size=64, stem="imagenet"),
+        encoder=EncoderConfig(
+            name="resnet18",
+            image_size=64,
+            stem="small_stride2",
+            arguments={"channels": [32, 64, 128, 256], "zero_init_last": False},
+        ),
         objective=CLIP.Config(text=TextConfig(width=128, layers=3, heads=4, context_length=24), dim=128),
         optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup=0.05),
-        training=TrainingConfig(images_seen=150_000),
+        training=TrainingConfig(images_seen=100_000),
     )

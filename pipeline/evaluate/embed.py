@@ -1,5 +1,6 @@
 """Embeddings of a store's samples: by the trained encoder, by the same encoder before training, and raw pixels."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,12 @@ class Embeddings:
     numbers: np.ndarray  # (B,) sample numbers, ascending
     labels: np.ndarray  # (B,) -1 = unlabelled
     features: dict[str, np.ndarray]
+
+    def of(self, numbers: np.ndarray) -> "Embeddings":
+        """The rows of some samples."""
+        rows = np.isin(self.numbers, numbers)
+        features = {name: values[rows] for name, values in self.features.items()}
+        return Embeddings(self.numbers[rows], self.labels[rows], features)
 
 
 class Embedder:
@@ -69,26 +76,29 @@ def embed_samples(
     experiment: Experiment, checkpoint: Checkpoint, store: Store, numbers: np.ndarray, threads: int
 ) -> Embeddings:
     """Embeds samples on the connected Ray cluster: decoding on CPUs, encoding in one process a training worker."""
+    from ray.data import ActorPoolStrategy
+
     numbers = np.sort(numbers)
     reader = Reader(
         shard_paths=tuple(str(path) for path in store.shard_paths), geometry=CenterCrop(experiment.encoder.image_size)
     )
     references = reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64))
     cluster = experiment.cluster
-    data = reading_dataset(reader, references).map_batches(
-        Embedder,
-        fn_constructor_kwargs={
-            "experiment": experiment.model_dump(mode="json"),
-            "checkpoint": checkpoint,
-            "threads": threads,
-        },
-        batch_size=256,
-        batch_format="numpy",
-        concurrency=cluster.workers,
-        num_gpus=1 if cluster.use_gpu else 0,
-        max_restarts=1,
-        max_task_retries=1,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # no other way to max_restarts in Ray 2.60
+        data = reading_dataset(reader, references).map_batches(
+            Embedder,
+            fn_constructor_kwargs={
+                "experiment": experiment.model_dump(mode="json"),
+                "checkpoint": checkpoint,
+                "threads": threads,
+            },
+            batch_size=256,
+            batch_format="numpy",
+            compute=ActorPoolStrategy(size=cluster.workers),
+            num_gpus=1 if cluster.use_gpu else 0,
+            max_restarts=0,  # the stage fails as a whole, and the same command does it again
+        )
     blocks = list(data.iter_batches(batch_size=None, batch_format="numpy"))
     columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     assert np.array_equal(columns["number"], numbers)

@@ -39,18 +39,16 @@ def evaluate(run: Run, on_stage: Callable[[str], None] = lambda name: None) -> E
     store = Store(experiment.data.store)
     config = experiment.evaluation
     on_stage("embedding")
-    splits = {
-        split: embed_samples(experiment, checkpoint, store, _limit(store.select(split), config), os.cpu_count() or 1)
-        for split in ("train", "test")
-        if len(store.select(split))
-    }
+    train_numbers, test_numbers = (_limit(store.select(split), config) for split in ("train", "test"))
+    numbers = np.concatenate([train_numbers, test_numbers])  # in one pass: starting processes costs more than splitting
+    found = embed_samples(experiment, checkpoint, store, numbers, os.cpu_count() or 1)
     scores: list[Score] = []
     skipped: list[str] = []
     neighbours: dict[int, list[int]] = {}
-    if "test" not in splits:
+    if len(test_numbers) == 0:
         skipped.append("all: the store has no test split; curate with --holdout above 0")
     else:
-        train, test = splits["train"], splits["test"]
+        train, test = found.of(train_numbers), found.of(test_numbers)
         for evaluator in (classification, image_text):
             on_stage(evaluator.__name__.replace("_", "-"))
             for result in evaluator(experiment, run, store, train, test):

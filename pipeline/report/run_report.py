@@ -1,1 +1,277 @@
-def write_report(run): pass
+"""The report of a run: one page that opens anywhere, offline, and says how good the encoder is, and what tells so."""
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import sqrt
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+
+from pipeline.evaluate.protocol import Evaluation, Score
+from pipeline.experiment import Experiment, describe
+from pipeline.ingest.store import Store
+from pipeline.ingest.write import replaced
+from pipeline.report import pictures
+from pipeline.report.curves import Rows, attempts, draw_curves
+from pipeline.run import Run
+from pipeline.stream.batches import captioned
+from pipeline.stream.views import ViewsConfig
+from pipeline.train.checkpoints import Checkpoint
+from pipeline.train.metrics import read_metrics
+from ssl_models.objectives import MAE, OBJECTIVES, build_objective
+
+SCORE_TITLES = {
+    "knn_top1": "k-NN",
+    "linear_top1": "linear probe",
+    "zero_shot_top1": "zero-shot",
+    **{f"retrieval_text_to_image_r{k}": f"text → image R@{k}" for k in (1, 5, 10)},
+    **{f"retrieval_image_to_text_r{k}": f"image → text R@{k}" for k in (1, 5, 10)},
+}
+COLUMNS = {"trained": "trained", "random_encoder": "random encoder", "raw_pixels": "raw pixels", "chance": "chance"}
+
+
+def write_report(run: Run) -> Path:
+    """Writes `report.html` of a run, whole or not at all, from what the run's directory and its store hold.
+
+    What is not there yet, or can no longer be read, is left out with the reason: an unfinished or unjudged run has a
+    report too. Needs no Ray and no accelerator.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # captions, class names and paths are not ours
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"thousands": "{:,}".format, "duration": duration, "date": date, "size": _size}
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            page = environment.get_template("run_report.html").render(_content(run))
+    finally:
+        torch.set_num_threads(threads)
+    with replaced(run.report_file) as file:
+        file.write(page.encode("utf-8", "backslashreplace"))  # a path that is no UTF-8 is in the commands
+    return run.report_file
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section's content, or why there is none."""
+
+    content: Any = None
+    missing: str = ""
+
+
+def _part(make: Callable[[], Any]) -> Part:
+    try:
+        return Part(make())
+    except (OSError, ValueError) as error:
+        return Part(missing=str(error))
+
+
+def _content(run: Run) -> dict[str, Any]:
+    experiment, evaluation, rows = run.experiment, run.evaluation, read_metrics(run.path)
+    checkpoint = run.newest_checkpoint()
+    opened = _part(lambda: Store(experiment.data.store))
+    store: Store | None = opened.content
+
+    def of_store(make: Callable[[Store], Any]) -> Part:
+        return opened if store is None else _part(lambda: make(store))
+
+    def of_checkpoint(make: Callable[[Checkpoint, Store], Any]) -> Part:
+        if checkpoint is None:
+            return Part(missing="the run has no checkpoint yet")
+        return of_store(lambda store: make(checkpoint, store))
+
+    rebuilt = retrieved = None  # no such section
+    if issubclass(OBJECTIVES[experiment.objective.name], MAE):
+        rebuilt = of_checkpoint(lambda checkpoint, store: pictures.reconstructions(experiment, checkpoint, store))
+    if experiment.needs_text:
+        retrieved = of_checkpoint(lambda checkpoint, store: pictures.retrieved_captions(experiment, checkpoint, store))
+    found = of_store(lambda store: pictures.neighbours(evaluation, store)) if evaluation else Part()
+    return {
+        "run": run,
+        "head": headline(experiment, rows, checkpoint, store),
+        "experiment": experiment,
+        "evaluation": evaluation,
+        "verdict": verdict(evaluation),
+        "columns": COLUMNS,
+        "table": [score_row(score) for score in evaluation.scores] if evaluation else [],
+        "curves": draw_curves(rows),
+        "restarts": max(0, len(attempts(rows)) - 1),
+        "operations": operations(experiment.views),
+        "views": of_store(lambda store: pictures.training_views(experiment, store)),
+        "neighbours": found,
+        "agreement": pictures.agreement(found.content or []),
+        "reconstructions": rebuilt,
+        "retrieved": retrieved,
+        "data": of_store(data_card),
+        "commands": [
+            {**note, "line": shlex.join(note["command"]), "versions": {"python": note["python"], **note["packages"]}}
+            for note in run.commands
+        ],
+        "settings": [(key, json.dumps(value, default=str), meaning) for key, value, meaning in describe(experiment)],
+    }
+
+
+# ---- headline ------------------------------------------------------------------------------------------------------
+
+
+def headline(experiment: Experiment, rows: Rows, checkpoint: Checkpoint | None, store: Store | None) -> dict[str, Any]:
+    """What was trained on what, how far, how fast."""
+    with torch.device("meta"):
+        encoder = build_objective(experiment.objective, experiment.encoder).encoder
+    step = max(rows[-1]["step"] if rows else 0, checkpoint.step if checkpoint else 0)
+    images = None
+    if store is not None:
+        selection = store.select("train")
+        images = len(captioned(store, selection) if experiment.needs_text else selection)
+    seen = step * experiment.data.batch_size
+    return {
+        "objective": OBJECTIVES[experiment.objective.name].__name__,
+        "encoder": experiment.encoder.name,
+        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "images": images,
+        "data": Path(experiment.data.store).name,
+        "step": step,
+        "total": experiment.total_steps,
+        "finished": step >= experiment.total_steps,
+        "checkpoint": checkpoint.step if checkpoint else None,
+        "images_seen": seen,
+        "passes": seen / images if images else None,
+        "seconds": sum(part[-1]["seconds"] for part in attempts(rows)),
+        "speed": median(row["images_per_second"] for row in rows) if rows else None,
+    }
+
+
+def operations(views: ViewsConfig) -> str:
+    """What is done at random to make a view."""
+    done = {
+        "cropped": True,
+        "flipped": views.flip,
+        "recoloured": views.jitter_probability and any(views.jitter),
+        "turned grey": views.grayscale,
+        "blurred": views.blur,
+        "solarized": views.solarize,
+    }
+    *words, last = [word for word, is_done in done.items() if is_done]
+    return f"{', '.join(words)} and {last}" if words else last
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a binomial share (Wilson 1927): it stays in [0, 1], and is right near its ends too."""
+    centre = share + z * z / (2 * count)
+    reach = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
+
+
+def score_row(score: Score) -> dict[str, Any]:
+    """A line of the table: values with their bars (percent of the widest), and the interval of the trained one."""
+    values = {name: getattr(score, name) for name in COLUMNS}
+    interval = wilson(score.trained, score.num_queries)
+    best, widest = max(values.values()), max(*values.values(), interval[1])
+    return {
+        "title": _title(score),
+        "score": score,
+        "cells": {name: (value, 100 * value / widest, value == best) for name, value in values.items()},
+        "interval": interval,
+        "whisker": (100 * interval[0] / widest, 100 * (interval[1] - interval[0]) / widest),
+    }
+
+
+def verdict(evaluation: Evaluation | None) -> dict[str, str]:
+    """In words: does the encoder beat what costs nothing? Judged by the first score, then counted over all."""
+    if evaluation is None:
+        return {
+            "tone": "none",
+            "title": "Not evaluated yet.",
+            "more": "The command of this run, given again, resumes and evaluates it.",
+        }
+    if not evaluation.scores:
+        return {"tone": "none", "title": "No score could be computed.", "more": "; ".join(evaluation.skipped)}
+    score = evaluation.scores[0]
+    low, _ = wilson(score.trained, score.num_queries)
+    baselines = {"the random encoder": score.random_encoder, "raw pixels": score.raw_pixels}
+    if score.chance >= low:
+        baselines["chance"] = score.chance
+    lost = [name for name, value in baselines.items() if score.trained <= value]
+    close = [name for name, value in baselines.items() if low <= value < score.trained]
+    ending = "."
+    if lost:
+        ending = f". It does NOT beat {' or '.join(lost)}."
+    elif close:
+        ending = f". Too close to {' and '.join(close)} to tell apart with {score.num_queries:,} test images."
+    wins = sum(s.trained > max(s.random_encoder, s.raw_pixels) for s in evaluation.scores)
+    count = len(evaluation.scores)
+    more = f"Above both baselines: {wins} of {count} scores." if count > 1 else ""
+    title = f"{_title(score)} {100 * score.trained:.1f} %: {_gaps(score.trained, baselines)}{ending}"
+    return {"tone": "bad" if lost else "close" if close else "good", "title": title, "more": more}
+
+
+def _gaps(trained: float, baselines: dict[str, float]) -> str:
+    """As in: 14.3 points above the random encoder, 9.0 above raw pixels."""
+    words, before = "", None
+    for name, value in baselines.items():
+        side = "above" if trained > value else "below"
+        joint = "" if before is None else ", " if side == before else ", but "
+        words += f"{joint}{100 * abs(trained - value):.1f}{' points' if before is None else ''} {side} {name}"
+        before = side
+    return words
+
+
+def _title(score: Score) -> str:
+    return SCORE_TITLES.get(score.name, score.name.replace("_", " "))
+
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+def data_card(store: Store) -> dict[str, Any]:
+    """What the store holds, as its manifest and index say."""
+    labels = store.index["label"].to_numpy()
+    counts = np.bincount(labels[labels >= 0], minlength=len(store.manifest.classes))
+    sides = {
+        name: np.quantile(store.index[name].to_numpy(), (0, 0.5, 1)).astype(int).tolist()
+        for name in ("width", "height")
+    }
+    return {
+        "manifest": store.manifest,
+        "path": store.path,
+        "classes": list(zip(store.manifest.classes, counts.tolist(), strict=True)),
+        "unlabelled": int((labels < 0).sum()),
+        "sizes": [f"{width} × {height}" for width, height in zip(sides["width"], sides["height"], strict=True)],
+        "bytes": sum(shard.bytes for shard in store.manifest.shards),
+    }
+
+
+# ---- filters of the template ---------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

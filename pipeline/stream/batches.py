@@ -18,6 +18,7 @@ from ssl_models.batch import Batch
 from ssl_models.config import Config
 
 TASK_SAMPLES = 256  # one data task: long enough to hide its start, short enough for an early first batch
+READ_AHEAD_BYTES = 2**28  # of crops waiting for a worker; more would only take memory, and CPU from early steps
 SEGMENT_SAMPLES = 2**20  # one Ray Data execution: bounds the memory for references
 
 
@@ -73,14 +74,21 @@ def read_with_ray(
     if cpus is not None:
         from ray.data import ExecutionResources
 
-        data.context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus)
+        view_bytes = reader.geometry.num_views * reader.geometry.size**2 * 3
+        data.context.execution_options.resource_limits = ExecutionResources.for_limits(
+            cpu=cpus, object_store_memory=max(READ_AHEAD_BYTES, 4 * batch_size * view_bytes)
+        )
     yield from data.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
 
 
 def reading_dataset(reader: Reader, references: pa.Table):
     """A lazy Ray Dataset of crops, in the order of the references."""
+    import logging
+    import warnings
+
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its notes would tear a progress line
     tasks = ceil(len(references) / TASK_SAMPLES)
     table = ray.put(references)
 
@@ -94,7 +102,9 @@ def reading_dataset(reader: Reader, references: pa.Table):
     data.context.execution_options.verbose_progress = False
     data.context.enable_progress_bars = False
     data.context.execution_no_progress_timeout_s = -1  # a paused consumer (checkpoint, evaluation) is no fault
-    return data.map_batches(read, batch_format="numpy", max_retries=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # no other way to max_retries in Ray 2.60
+        return data.map_batches(read, batch_format="numpy", max_retries=2)  # the default, without end, hides a crash
 
 
 def to_batch(columns: Columns, views: DeviceViews, device: torch.device) -> Batch:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,5 +90,5 @@ class Plan:
         """First position and length of each run."""
         new_shard = np.flatnonzero(np.diff(self.shards)) + 1
         bounds = np.concatenate([[0], new_shard, [len(self.shards)]])
-        starts = np.concatenate([np.arange(a, b, self.run_length) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+        starts = np.concatenate([np.arange(first, end, self.run_length) for first, end in pairwise(bounds)])
         return starts, np.diff(np.append(starts, len(self.shards)))

@@ -91,12 +91,11 @@ def decode(path: str, offset: int, length: int, number: int) -> Tensor:
         return decode_jpeg(buffer, mode=ImageReadMode.RGB)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"sample {number} of the sealed store is damaged: {path} at byte {offset}: {error}. The shard changed after "
-            "it was sealed; curate the source again (--overwrite)"
+            f"sample {number} of the sealed store is damaged: {path} at byte {offset}: {error}. The shard changed "
+            "after it was sealed; curate the source again (--overwrite)"
         ) from error
 
 
 @lru_cache(maxsize=512)
 def _descriptor(path: str) -> int:
     return os.open(path, os.O_RDONLY)
-

@@ -186,7 +186,9 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     spread = highest - lowest
     safe = torch.where(spread == 0, torch.ones_like(spread), spread)
     red, green, blue = images.unbind(1)
-    hue = torch.where(which == 0, (green - blue) / safe, torch.where(which == 1, (blue - red) / safe + 2, (red - green) / safe + 4))
+    hue = torch.where(
+        which == 0, (green - blue) / safe, torch.where(which == 1, (blue - red) / safe + 2, (red - green) / safe + 4)
+    )
     hue = (hue / 6 + shift[:, None, None]) % 1.0
     saturation = spread / torch.where(highest == 0, torch.ones_like(highest), highest)
     # HSV → RGB: value · (1 - saturation · clamp(min(k, 4 - k), 0, 1)), k = (n + 6 · hue) mod 6 for n = 5, 3, 1
@@ -209,8 +211,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _gray(images: Tensor) -> Tensor:
-    """(B, 1, S, S): luma of ITU-R 601, as Pillow and torchvision."""
-    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    """(B, 1, S, S): luma of ITU-R 601, rounded as torchvision does."""
+    weights = images.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
 
 

@@ -12,6 +12,10 @@ from pipeline.run import Run
 from pipeline.train.metrics import read_metrics
 from pipeline.train.worker import train_worker
 
+# A step frees and allocates the same large tensors again; glibc would return them to the kernel and fault every page
+# anew. Keeping them is worth 10-40 % of a small model's speed on CPU.
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
 OnRow = Callable[[dict[str, Any]], None]
 
 
@@ -45,6 +49,7 @@ def fit(experiment: Experiment, run: Run, on_row: OnRow = lambda row: None) -> N
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",
             storage_path=str(run.path / "ray"),
+            worker_runtime_env={"env_vars": KEEP_FREED_MEMORY},
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
         ),
     )

@@ -49,7 +49,7 @@ class TrainState:
         """The state before the first step: the objective on its device, BatchNorm over all ranks, new optimizers."""
         if world_size() > 1:
             synchronize_batchnorm(objective, device)
-        objective.to(device, memory_format=torch.channels_last)
+        objective.to(device).to(memory_format=torch.channels_last)
         optimizers = {
             phase: build_optimizer(objective.trainable(phase), config, batch_size) for phase in objective.phases
         }
@@ -200,6 +200,6 @@ def _refuse_nonfinite(row: LogRow, batch: Batch) -> None:
     bad: dict[str, Any] = {name: value for name, value in row.metrics.items() if value - value != 0}
     if bad:
         raise FloatingPointError(
-            f"step {row.step}: {bad} at learning rate {row.learning_rate:.3g}; last samples {batch.ids[:8].tolist()} …: "
-            "lower optimizer.learning_rate, lengthen optimizer.warmup, or set optimizer.clip_gradient"
+            f"step {row.step}: {bad} at learning rate {row.learning_rate:.3g}; last samples {batch.ids[:8].tolist()} "
+            "…: lower optimizer.learning_rate, lengthen optimizer.warmup, or set optimizer.clip_gradient"
         )

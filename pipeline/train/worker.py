@@ -79,7 +79,11 @@ def train_worker(config: dict[str, Any]) -> None:
     train(
         state,
         stream.distributed(
-            state.step, experiment.total_steps, rank, world_size, cpus=max(1.0, experiment.cluster.data_cpus / world_size)
+            state.step,
+            experiment.total_steps,
+            rank,
+            world_size,
+            cpus=max(1.0, experiment.cluster.data_cpus / world_size),
         ),
         training=experiment.training,
         optimizer=experiment.optimizer,

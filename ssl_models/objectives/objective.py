@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ssl_models.batch import Batch, Step
-from ssl_models.config import Config
+from ssl_models.config import Config as AnyConfig
 from ssl_models.encoders import EncoderConfig, ImageEncoder
 
 
@@ -19,14 +19,14 @@ class Objective(nn.Module):
     A new method is a subclass with a nested `Config` (its `name` a Literal), and one line in the table.
     """
 
-    Config: ClassVar[type[Config]]
+    Config: ClassVar[type[AnyConfig]]
     num_views: ClassVar[int] = 1
     needs_text: ClassVar[bool] = False
     phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer each, stepped in this order
 
     encoder: ImageEncoder
 
-    def __init__(self, config: Config, encoder: EncoderConfig) -> None:
+    def __init__(self, config: AnyConfig, encoder: EncoderConfig) -> None:
         super().__init__()
         self.encoder = ImageEncoder(encoder)
 

@@ -1,0 +1,59 @@
+"""What a choice may look at: k-NN on training images alone. The test split is never read."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.evaluate.embed import embed_samples
+from pipeline.evaluate.probes import knn_predictions
+from pipeline.ingest.store import Store
+from pipeline.run import Run
+from ssl_models.batch import uniform
+
+QUERY_SHARE = 0.1
+MAX_IMAGES = 20_000
+
+
+def validation_knn(run: Run) -> float:
+    """Weighted k-NN accuracy of the newest checkpoint: a tenth of the labelled training images, chosen by a hash of
+    the sample number, against the rest. Ray must be connected.
+
+    Raises:
+        ValueError: no checkpoint, or no labels.
+    """
+    experiment, checkpoint = run.experiment, run.newest_checkpoint()
+    if checkpoint is None:
+        raise ValueError(f"{run.path} has no whole checkpoint")
+    store = Store(Path(experiment.data.store))
+    numbers = labelled(store)
+    draws = uniform(0, 0, torch.from_numpy(numbers), 2, "validation").numpy()
+    chosen = np.argsort(draws[:, 0])[:MAX_IMAGES]  # the same images in every trial
+    found = embed_samples(experiment, checkpoint, store, numbers[chosen], os.cpu_count() or 1)
+    is_query = uniform(0, 0, torch.from_numpy(found.numbers), 2, "validation").numpy()[:, 1] < QUERY_SHARE
+    config, embeddings = experiment.evaluation, found.features["trained"]
+    predicted = knn_predictions(
+        embeddings[~is_query],
+        found.labels[~is_query],
+        embeddings[is_query],
+        config.neighbours,
+        config.neighbour_temperature,
+    )
+    return float((predicted == found.labels[is_query]).mean())
+
+
+def labelled(store: Store) -> np.ndarray:
+    """Numbers of the labelled training samples.
+
+    Raises:
+        ValueError: there are fewer than two classes to tell apart.
+    """
+    numbers = store.select("train")
+    labels = store.index["label"].to_numpy()[numbers]
+    if len(np.unique(labels[labels >= 0])) < 2:
+        raise ValueError(
+            f"{store.path} has no labels to judge trials by: a sweep needs class folders, .cls members or "
+            "a label column"
+        )
+    return numbers[labels >= 0]

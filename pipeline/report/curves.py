@@ -1,0 +1,126 @@
+"""The curves of a report, ready to draw: points and ticks in percent of the plot, and what one sees in words."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+Rows = list[dict[str, Any]]
+
+POINTS = 400  # more rows than this are averaged in groups, with their range as a band
+NOT_CURVES = ("step", "images_seen", "seconds", "time")
+FIRST = ("loss", "learning_rate", "images_per_second", "data_wait_ratio")  # the others follow as they were logged
+TITLES = {"images_per_second": "images per second", "data_wait_ratio": "waiting for data"}
+
+
+@dataclass(frozen=True)
+class Tick:
+    place: float  # percent of the axis
+    label: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric over images seen. Places are percent of the plot, from its top left corner as SVG counts."""
+
+    title: str
+    summary: str
+    line: str  # SVG points
+    band: str  # SVG points of the range of averaged groups; "" where every row is drawn
+    single: bool  # a dot, no line
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    restarts: tuple[float, ...]  # where a later attempt took over
+
+
+def attempts(rows: Rows) -> list[Rows]:
+    """The rows of each attempt at the run. `seconds` counts from the attempt's begin, `time` is absolute: an attempt
+    that began after the row before was written is another one."""
+    parts: list[Rows] = []
+    for row in rows:
+        if not parts or row["time"] - row["seconds"] >= parts[-1][-1]["time"]:
+            parts.append([])
+        parts[-1].append(row)
+    return parts
+
+
+def draw_curves(rows: Rows) -> list[Curve]:
+    """A curve for every metric of `metrics.jsonl`: loss, learning rate and speed first. No rows, no curves."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in NOT_CURVES)
+    ordered = [name for name in FIRST if name in names] + [name for name in names if name not in FIRST]
+    ends = [part[-1]["images_seen"] for part in attempts(rows)[:-1]]
+    curves = (_curve(name, rows, ends) for name in ordered)
+    return [curve for curve in curves if curve is not None]
+
+
+def _curve(name: str, rows: Rows, ends: list[int]) -> Curve | None:
+    known = [(row["images_seen"], row[name]) for row in rows if _is_number(row.get(name))]
+    if not known:
+        return None
+    x, y = np.array(known, dtype=float).T
+    groups = np.array_split(np.arange(len(x)), min(POINTS, len(x)))
+    low, high = (np.array([pick(y[group]) for group in groups]) for pick in (np.min, np.max))
+    x_mean, y_mean = (np.array([values[group].mean() for group in groups]) for values in (x, y))
+    right = float(rows[-1]["images_seen"])
+    bottom, top, y_values = _axis(float(y.min()), float(y.max()), from_zero=name in FIRST[1:])
+    show = _format(name, y_values)
+
+    def points(xs: Iterable[float], ys: Iterable[float]) -> str:
+        return " ".join(
+            f"{100 * a / right:.2f},{100 * (top - b) / (top - bottom):.2f}" for a, b in zip(xs, ys, strict=True)
+        )
+
+    band = points([*x_mean, *x_mean[::-1]], [*high, *low[::-1]]) if len(x) > POINTS else ""
+    count = EngFormatter(sep="")
+    return Curve(
+        title=TITLES.get(name, name.replace("_", " ")),
+        summary=_summary(name, x, y, show),
+        line=points(x_mean, y_mean) if len(x) > 1 else " ".join([points(x, y)] * 2),
+        band=band,
+        single=len(x) == 1,
+        x_ticks=tuple(Tick(100 * v / right, count(v)) for v in MaxNLocator(4).tick_values(0, right) if v <= right),
+        y_ticks=tuple(Tick(100 * (top - v) / (top - bottom), show(v)) for v in y_values),
+        restarts=tuple(100 * end / right for end in ends),
+    )
+
+
+def _axis(low: float, high: float, from_zero: bool) -> tuple[float, float, list[float]]:
+    """Bottom, top and ticks; from zero also where the values come near it."""
+    if low >= 0 and (from_zero or low < high / 2 or low == high > 0):
+        low = 0.0
+    if low == high:
+        low, high = low - 1, high + 1
+    ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return float(ticks[0]), float(ticks[-1]), [0.0 if abs(v) < 1e-12 else float(v) for v in ticks]
+
+
+def _summary(name: str, x: np.ndarray, y: np.ndarray, show: Callable[[float], str]) -> str:
+    """What the curve says, for those who read only this."""
+    if name == "images_per_second":
+        return f"median {np.median(y):.0f}; a tenth of the time below {np.quantile(y, 0.1):.0f}"
+    if name == "data_wait_ratio":
+        return f"median {show(float(np.median(y)))} of the time, at most {show(float(y.max()))}"
+    if name == "learning_rate":
+        return f"peak {show(y.max())} at {x[y.argmax()]:,.0f} images, now {show(y[-1])}"
+    if len(y) == 1:
+        return f"{show(y[0])} in the only row"
+    best = f"; lowest {show(y.min())} at {x[y.argmin()]:,.0f} images" if name == "loss" else ""
+    return f"from {show(y[0])} to {show(y[-1])}{best}"
+
+
+def _format(name: str, ticks: list[float]) -> Callable[[float], str]:
+    """Three digits, or as many as tell the ticks apart."""
+    is_share = name.endswith(("_ratio", "_accuracy"))
+
+    def show(value: float, digits: int) -> str:
+        return f"{100 * value:.{digits}g} %" if is_share else f"{value:.{digits}g}"
+
+    enough = next((d for d in range(3, 9) if len({show(v, d) for v in ticks}) == len(ticks)), 9)
+    return lambda value: show(value, enough)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and isfinite(value)

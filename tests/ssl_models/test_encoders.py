@@ -1,0 +1,85 @@
+"""Encoders: stems, tokens, positions."""
+
+import pytest
+import torch
+
+from ssl_models.encoders import EncoderConfig, ImageEncoder, TextConfig, TextEncoder, sine_cosine_positions
+
+TINY_VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+@pytest.mark.parametrize(
+    ("stem", "side", "last_map"),
+    [
+        ("small", 32, 4),
+        ("small_stride2", 32, 2),
+        ("small_pool", 32, 2),
+        ("imagenet", 32, 1),
+        ("auto", 32, 4),
+        ("auto", 64, 4),
+    ],
+)
+def test_stem_sets_the_resolution(stem, side, last_map):
+    arguments = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}
+    encoder = ImageEncoder(EncoderConfig(image_size=side, stem=stem, arguments=arguments)).eval()
+    images = torch.randn(2, 3, side, side)
+    assert encoder.model.forward_features(images).shape == (2, 32, last_map, last_map)
+    assert encoder(images).shape == (2, encoder.dim) == (2, 32)
+
+
+def test_all_tokens_visible_is_the_plain_encoder():
+    torch.manual_seed(0)
+    config = EncoderConfig(name="vit_tiny_patch16_224", image_size=32, patch_size=8, pool="mean", arguments=TINY_VIT)
+    encoder = ImageEncoder(config).eval()
+    images = torch.randn(2, 3, 32, 32)
+    everything = torch.arange(16).expand(2, -1)
+    tokens = encoder.visible_tokens(images, everything)
+    assert torch.allclose(tokens, encoder.model.forward_features(images), atol=1e-6)
+    assert torch.allclose(tokens[:, 1:].mean(1), encoder(images), atol=1e-6)
+
+
+def test_visible_tokens_follow_the_order_of_keep():
+    torch.manual_seed(0)
+    config = EncoderConfig(name="vit_tiny_patch16_224", image_size=32, patch_size=8, arguments=TINY_VIT)
+    encoder = ImageEncoder(config).eval()
+    images = torch.randn(1, 3, 32, 32)
+    one = encoder.visible_tokens(images, torch.tensor([[3, 7, 1]]))
+    other = encoder.visible_tokens(images, torch.tensor([[7, 1, 3]]))
+    assert torch.allclose(one[:, 1:][:, [1, 2, 0]], other[:, 1:], atol=1e-5)
+
+
+def test_sine_cosine_positions_against_a_loop():
+    table = sine_cosine_positions(8, 2, 3)
+    for row in range(2):
+        for column in range(3):
+            expected = []
+            for axis in (column, row):
+                for function in (torch.sin, torch.cos):
+                    expected += [function(torch.tensor(axis / 10000 ** (i / 2))).item() for i in range(2)]
+            assert table[row * 3 + column].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_text_is_read_at_its_end_token():
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextConfig(width=32, layers=2, heads=2, context_length=8), 16).eval()
+    tokens = torch.tensor([[49406, 5, 6, 49407, 0, 0, 0, 0]])
+    after_end = tokens.clone()
+    after_end[0, 6] = 99  # behind the end token: the causal transformer never looks there
+    before_end = tokens.clone()
+    before_end[0, 2] = 99
+    assert torch.allclose(encoder(tokens), encoder(after_end), atol=1e-6)
+    assert not torch.allclose(encoder(tokens), encoder(before_end), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (EncoderConfig(name="resnt18"), "is no model of timm"),
+        (EncoderConfig(name="resnet18", pool="mean"), "needs a ViT"),
+        (EncoderConfig(name="vit_tiny_patch16_224", stem="small"), "needs a plain ResNet"),
+        (EncoderConfig(name="resnet18", arguments={"depht": 3}), "does not take"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_words(config, says):
+    with pytest.raises(ValueError, match=says):
+        ImageEncoder(config)
