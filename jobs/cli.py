@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from jobs import curate, demo, pretrain, recipe_list, submit, sweep
+from jobs import curate, demo, evaluate, pretrain, recipe_list, submit, sweep
 
 app = typer.Typer(
     help="Self-supervised pretraining of vision encoders on image and image-text data as it comes.",
@@ -15,6 +15,8 @@ app = typer.Typer(
 app.command("curate")(curate.curate)
 app.command("pretrain")(pretrain.pretrain)
 app.command("sweep")(sweep.sweep)
+app.command("evaluate")(evaluate.evaluate)
+app.command("report")(evaluate.report)
 app.command("demo")(demo.demo)
 app.command("recipes")(recipe_list.recipes)
 app.command("show")(recipe_list.show)

@@ -1,4 +1,4 @@
-"""Shared by all tests: a quiet environment, and one Ray for the session."""
+"""Shared by all tests: a quiet environment, one Ray for the session, a small store and what trains on it."""
 
 import os
 import shutil
@@ -40,3 +40,22 @@ def ray_local() -> Iterator[Any]:
     yield ray
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """300 pictures of three colours with captions, in six shards; a fifth of them for testing."""
+    from pipeline.ingest.curate import CurateConfig
+    from tests.pipeline.stores import curate_here, write_dump
+
+    folder = tmp_path_factory.mktemp("small")
+    config = CurateConfig(samples_per_shard=50, holdout=0.2)
+    return curate_here(write_dump(folder / "dump", 300), folder / "store", config)
+
+
+@pytest.fixture(scope="session")
+def small_experiment(small_store: Any) -> Any:
+    """SimCLR on the small store, 12 steps of 32 images."""
+    from tests.pipeline.stores import tiny_experiment
+
+    return tiny_experiment(small_store.path)

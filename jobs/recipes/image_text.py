@@ -23,7 +23,7 @@ def clip_small() -> Experiment:
         encoder=EncoderConfig(
             name="resnet18",
             image_size=64,
-            stem="small_stride2",
+            stem="imagenet",
             arguments={"channels": [32, 64, 128, 256], "zero_init_last": False},
         ),
         objective=CLIP.Config(text=TextConfig(width=128, layers=3, heads=4, context_length=24), dim=128),

@@ -1,7 +1,6 @@
 """The report of a run: whole, self-contained, deaf to what strangers wrote, and true. No Ray."""
 
 import base64
-import contextlib
 import html
 import io
 import json
@@ -17,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from pipeline.evaluate.protocol import Evaluation, Score
 from pipeline.experiment import Experiment, build_experiment
-from pipeline.ingest import curate as curation
-from pipeline.ingest.curate import CurateConfig, curate, curate_unit
+from pipeline.ingest.curate import CurateConfig
 from pipeline.ingest.store import Store
 from pipeline.report import run_report
 from pipeline.report.curves import draw_curves
@@ -36,6 +33,7 @@ from pipeline.stream.batches import to_batch
 from pipeline.stream.views import DeviceViews
 from pipeline.train.checkpoints import save_checkpoint
 from pipeline.train.worker import fresh_state, open_stream
+from tests.pipeline.stores import curate_here
 
 ATTACK = "<script>alert(1)</script>"
 CLASSES = ("cat", 'dog"<i>')
@@ -67,15 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         path.with_suffix(".txt").write_text(f"{number} {ATTACK}")
     (path.parent / "broken.png").write_bytes(b"no picture")
 
-    def run(plan: Any, store: Path, config: CurateConfig, tell: Any) -> list[pa.Table]:
-        batches = [pa.table({"unit": [unit.model_dump_json()]}) for unit in plan.units]
-        return [table for batch in batches for table in curate_unit(batch, plan.root, store, config, plan.class_names)]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curation, "_run", run)
-        patch.setattr(curation, "connected", lambda address: contextlib.nullcontext())
-        curate(source, sealed, CurateConfig())
-    return Store(sealed)
+    return curate_here(source, sealed, CurateConfig())
 
 
 def experiment_of(name: str, store: Store) -> Experiment:

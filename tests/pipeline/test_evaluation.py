@@ -1,0 +1,90 @@
+"""Evaluators against slow loops and known answers."""
+
+import numpy as np
+import pytest
+
+from pipeline.evaluate.image_text import PixelsToWords, chance_recalls, recalls, zero_shot_classifier
+from pipeline.evaluate.probes import knn_predictions, linear_predictions, nearest
+
+GENERATOR = np.random.default_rng(0)
+
+
+def test_knn_equals_a_loop():
+    bank, queries = GENERATOR.normal(size=(60, 5)), GENERATOR.normal(size=(20, 5))
+    labels = GENERATOR.integers(0, 4, 60)
+    expected = []
+    for query in queries:
+        cosines = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
+        votes = np.zeros(4)
+        for row in np.argsort(-cosines)[:7]:
+            votes[labels[row]] += np.exp(cosines[row] / 0.07)
+        expected.append(votes.argmax())
+    assert knn_predictions(bank, labels, queries, 7, 0.07).tolist() == expected
+
+
+def test_nearest_in_chunks_and_with_few_in_the_bank():
+    bank, queries = GENERATOR.normal(size=(5, 3)), GENERATOR.normal(size=(11, 3))
+    whole, parts = nearest(bank, queries, 20), nearest(bank, queries, 20, chunk=4)
+    assert whole[1].shape == (11, 5)
+    assert np.array_equal(whole[1], parts[1])
+
+
+def test_the_linear_probe_separates_what_is_linear():
+    labels = np.arange(300) % 3
+    bank = np.eye(3)[labels] + GENERATOR.normal(scale=0.1, size=(300, 3))
+    predicted, chosen = linear_predictions(bank[:200], labels[:200], bank[200:], 100)
+    assert (predicted == labels[200:]).mean() > 0.98
+    assert chosen in (0.01, 0.1, 1.0)
+
+
+def slow_recalls(similarities, owner, k):
+    """Protocol 4.6 as two loops; the wrong answer wins a tie."""
+    text_hits = 0
+    for text, image in enumerate(owner):
+        ahead = sum(
+            similarities[other, text] >= similarities[image, text]
+            for other in range(len(similarities))
+            if other != image
+        )
+        text_hits += ahead < k
+    image_hits = 0
+    for image in range(len(similarities)):
+        best = max(similarities[image, text] for text in range(len(owner)) if owner[text] == image)
+        ahead = sum(similarities[image, text] >= best for text in range(len(owner)) if owner[text] != image)
+        image_hits += ahead < k
+    return text_hits / len(owner), image_hits / len(similarities)
+
+
+def test_retrieval_equals_the_loops():
+    owner = np.repeat(np.arange(12), [5, 1, 3, 2, 5, 5, 4, 1, 2, 3, 5, 5])
+    similarities = GENERATOR.normal(size=(12, len(owner))).round(1)  # with ties
+    found = recalls(similarities, owner)
+    for k in (1, 5, 10):
+        text, image = slow_recalls(similarities, owner, k)
+        assert found[f"text_to_image_r{k}"] == pytest.approx(text)
+        assert found[f"image_to_text_r{k}"] == pytest.approx(image)
+
+
+def test_a_collapsed_model_retrieves_nothing():
+    owner = np.repeat(np.arange(20), 5)
+    assert set(recalls(np.ones((20, 100)), owner).values()) == {0.0}
+
+
+def test_chance_of_retrieval_is_what_random_scores_give():
+    owner = np.repeat(np.arange(30), 5)
+    drawn = [recalls(GENERATOR.normal(size=(30, 150)), owner) for _ in range(200)]
+    for measure, chance in chance_recalls(owner, 30).items():
+        assert np.mean([found[measure] for found in drawn]) == pytest.approx(chance, abs=0.02)
+
+
+def test_the_zero_shot_classifier_is_a_unit_mean():
+    prompts = np.array([[1.0, 0], [0, 1.0], [0, -1.0], [0, -1.0]])
+    assert np.allclose(zero_shot_classifier(prompts, 2), [[0.5**0.5, 0.5**0.5], [0, -1]])
+
+
+def test_raw_pixels_learn_the_words_that_pixels_tell():
+    labels = np.arange(200) % 2
+    pixels = np.stack([labels, 1 - labels], axis=1) + GENERATOR.normal(scale=0.05, size=(200, 2))
+    words = PixelsToWords.fit(pixels, [("bright sky" if label else "dark cave") for label in labels])
+    scores = words.images(pixels) @ words.texts(["dark", "bright"]).T
+    assert (scores.argmax(1) == labels).mean() > 0.95

@@ -1,0 +1,77 @@
+"""The stream: what reaches a worker is what the plan says, through Ray Data as in this process."""
+
+import numpy as np
+import pytest
+
+from pipeline.ingest.store import Store
+from pipeline.stream import batches
+from pipeline.train.worker import open_stream
+
+
+def equal(one, other):
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert np.array_equal(value, other[key]), key
+
+
+def test_batches_are_the_stored_samples(small_experiment, small_store):
+    stream = open_stream(small_experiment, small_store)
+    (first,) = stream.local(0, 1)
+    assert first["crops"].shape == (32, 2, 16, 16, 3)
+    labels = small_store.index["label"].to_numpy()
+    assert np.array_equal(first["label"], labels[first["number"]])
+    # The hue tells the class: red, green and blue pictures have their greatest mean there.
+    brightest = first["crops"].mean(axis=(1, 2, 3)).argmax(1)
+    assert np.array_equal(
+        brightest, np.array([["red", "green", "blue"].index(c) for c in small_store.manifest.classes])[first["label"]]
+    )
+
+
+def test_training_never_reads_the_test_split(small_experiment, small_store):
+    stream = open_stream(small_experiment, small_store)
+    seen = np.concatenate([columns["number"] for columns in stream.local(0, stream.plan.steps_per_epoch)])
+    assert not set(seen) & set(small_store.select("test"))
+    assert len(set(seen)) == len(seen)
+
+
+def test_ranks_share_the_batch(small_experiment, small_store):
+    stream = open_stream(small_experiment, small_store)
+    (whole,) = stream.local(3, 4)
+    parts = [next(iter(stream.local(3, 4, rank, 2))) for rank in range(2)]
+    equal(whole, {key: np.concatenate([part[key] for part in parts]) for key in whole})
+
+
+def test_captions_are_chosen_by_epoch_and_tokenised(small_store, small_experiment):
+    experiment = small_experiment.override(
+        {"objective": {"name": "clip", "dim": 8, "text": {"width": 16, "layers": 1, "heads": 2, "context_length": 12}}}
+    )
+    stream = open_stream(experiment, small_store)
+    (first,) = stream.local(0, 1)
+    assert first["tokens"].shape == (32, 12)
+    assert (first["tokens"].max(1) == 49407).all()  # the end token is always there
+    assert (first["tokens"][:, 0] == 49406).all()
+
+
+def test_a_shard_that_changed_after_sealing_is_named(small_experiment, small_store, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(small_store.path, tmp_path / "copy")
+    shard = next(iter(sorted((copy / "shards").iterdir())))
+    shard.write_bytes(bytes(shard.stat().st_size))
+    experiment = small_experiment.override({"data.store": str(copy)})
+    with pytest.raises(ValueError, match=r"sample \d+ of the sealed store is damaged: .*00000"):
+        list(open_stream(experiment, Store(copy)).local(0, 7))
+
+
+@pytest.mark.cluster
+def test_ray_data_keeps_the_order(small_experiment, small_store, ray_local, monkeypatch):
+    """Several tasks and segments, an epoch's end, a start in mid-epoch, and two ranks."""
+    monkeypatch.setattr(batches, "TASK_SAMPLES", 10)
+    monkeypatch.setattr(batches, "SEGMENT_SAMPLES", 160)
+    stream = open_stream(small_experiment, small_store)
+    for rank, world_size in ((0, 1), (1, 2)):
+        streamed = list(stream.distributed(3, 12, rank, world_size, cpus=2))
+        expected = list(stream.local(3, 12, rank, world_size))
+        assert len(streamed) == len(expected) == 9
+        for one, other in zip(streamed, expected, strict=True):
+            equal(one, other)
