@@ -70,10 +70,15 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
 def _train_and_judge(experiment: "Experiment", run: "Run") -> None:
     from pipeline.evaluate.suite import evaluate
     from pipeline.report.run_report import write_report
-    from pipeline.train.fit import fit
+    from pipeline.train.fit import TrainingFailed, fit
 
-    with StepProgress(experiment.total_steps) as progress:
-        fit(experiment, run, progress.show)
+    try:
+        with StepProgress(experiment.total_steps) as progress:
+            fit(experiment, run, progress.show)
+    except TrainingFailed as failure:
+        typer.secho(f"training failed: {failure}", fg="red", err=True)
+        typer.echo(f"the workers' logs are below {run.path / 'ray'}; the same command resumes", err=True)
+        raise typer.Exit(1) from None
     began = time.perf_counter()
     evaluate(run, on_stage=lambda name: typer.echo(f"evaluating: {name}"))
     typer.echo(f"evaluated in {time.perf_counter() - began:.0f} s")
@@ -149,8 +154,7 @@ def print_scores(evaluation: "Evaluation | None") -> None:
     for score in evaluation.scores:
         values = (score.trained, score.random_encoder, score.raw_pixels, score.chance)
         table.add_row(score.name, *(f"{value:.1%}" for value in values), str(score.num_queries))
-    console = Console()
     if evaluation.scores:
-        console.print(table)
+        Console(width=max(Console().width, 100)).print(table)  # narrower, the names are cut
     for reason in evaluation.skipped:
         typer.echo(f"skipped {reason}")

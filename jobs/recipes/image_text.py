@@ -18,7 +18,7 @@ def clip_small() -> Experiment:
     Command: feral pretrain clip_small data.store=STORE
     """
     return Experiment(
-        data=DataConfig(batch_size=256),
+        data=DataConfig(batch_size=128),
         views=ViewsConfig(crop_scale=(0.4, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.1),
         encoder=EncoderConfig(
             name="resnet18",
@@ -27,6 +27,6 @@ def clip_small() -> Experiment:
             arguments={"channels": [32, 64, 128, 256], "zero_init_last": False},
         ),
         objective=CLIP.Config(text=TextConfig(width=128, layers=3, heads=4, context_length=24), dim=128),
-        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup=0.05),
-        training=TrainingConfig(images_seen=100_000),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup=0.05),
+        training=TrainingConfig(images_seen=150_000),
     )

@@ -35,8 +35,9 @@ def simclr_32px() -> Experiment:
     """SimCLR for 32-pixel images such as CIFAR-10: a half-width ResNet-18 with a 3×3 stem.
 
     Paper: Chen et al. 2020, arXiv 2002.05709, appendix B.9; at 1,000 epochs of a larger batch it reports about 91 %.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: CIFAR-10 (as JPEG), 400,000 images seen: k-NN 58.9 % (random encoder 34.2, raw pixels 46.3), linear probe
+    61.5 % (36.7, 42.1).
+    Cost: 26 minutes on 2 loaded CPU cores.
     Command: feral pretrain simclr_32px data.store=STORE
     """
     return Experiment(

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from pipeline.ingest.store import Store
+from pipeline.stream.patience import Patience
 from pipeline.stream.plan import Plan
 from pipeline.stream.read import Columns, Reader
 from pipeline.stream.views import DeviceViews
@@ -101,6 +102,7 @@ def reading_dataset(reader: Reader, references: pa.Table):
     data.context.execution_options.preserve_order = True
     data.context.execution_options.verbose_progress = False
     data.context.enable_progress_bars = False
+    data.context.custom_execution_callback_classes = [Patience]
     data.context.execution_no_progress_timeout_s = -1  # a paused consumer (checkpoint, evaluation) is no fault
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # no other way to max_retries in Ray 2.60

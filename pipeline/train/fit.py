@@ -3,18 +3,23 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from pipeline.experiment import Experiment
 from pipeline.run import Run
-from pipeline.train.metrics import read_metrics
+from pipeline.train.metrics import follow_metrics
 from pipeline.train.worker import train_worker
 
 # A step frees and allocates the same large tensors again; glibc would return them to the kernel and fault every page
 # anew. Keeping them is worth 10-40 % of a small model's speed on CPU.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
+
+class TrainingFailed(Exception):
+    """Training failed more often than `cluster.max_failures`; the message is the worker's own."""
+
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -25,7 +30,7 @@ def fit(experiment: Experiment, run: Run, on_row: OnRow = lambda row: None) -> N
     Ray must be connected. `on_row` receives each new row of metrics.
 
     Raises:
-        RuntimeError: training failed more often than `cluster.max_failures`; says why.
+        TrainingFailed: with the cause.
     """
     checkpoint = run.newest_checkpoint()
     if checkpoint is not None and checkpoint.step >= experiment.total_steps:
@@ -57,27 +62,19 @@ def fit(experiment: Experiment, run: Run, on_row: OnRow = lambda row: None) -> N
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise RuntimeError(f"training failed: {_cause(error)}") from error
+            raise TrainingFailed(_cause(error)) from error
 
 
 @contextmanager
-def _following(run: Run, on_row: OnRow):
+def _following(run: Run, on_row: OnRow) -> Iterator[None]:
     """Passes on rows of `metrics.jsonl` as they appear."""
     stop = threading.Event()
-    seen = len(read_metrics(run.path))
+    new_rows = follow_metrics(run.path)
 
     def follow() -> None:
-        nonlocal seen
-        while True:
-            stopping = stop.is_set()
-            rows = read_metrics(run.path)
-            seen = min(seen, len(rows))  # a restart drops rows
-            for row in rows[seen:]:
+        while not stop.wait(0.5):
+            for row in next(new_rows):
                 on_row(row)
-            seen = len(rows)
-            if stopping:
-                return
-            stop.wait(0.5)
 
     thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
     thread.start()
@@ -86,6 +83,8 @@ def _following(run: Run, on_row: OnRow):
     finally:
         stop.set()
         thread.join()
+        for row in next(new_rows):  # written since the last look
+            on_row(row)
 
 
 def _cause(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,28 @@ class MetricsWriter:
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl`; a last line cut by a crash is left out."""
     path = directory / "metrics.jsonl"
+    return _parse(path.read_text()) if path.exists() else []
+
+
+def follow_metrics(directory: Path) -> Iterator[list[dict[str, Any]]]:
+    """Each `next` gives the rows that were added since the one before, or since the begin."""
+    path = directory / "metrics.jsonl"
+    position = path.stat().st_size if path.exists() else 0
+    while True:
+        added = b""
+        if path.exists():
+            position = min(position, path.stat().st_size)  # a restarted worker group has dropped rows
+            with path.open("rb") as file:
+                file.seek(position)
+                added = file.read()
+            added = added[: added.rfind(b"\n") + 1]
+            position += len(added)
+        yield _parse(added.decode())
+
+
+def _parse(text: str) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+    for line in text.splitlines():
+        with suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return rows

@@ -10,7 +10,7 @@ from pipeline.stream.batches import to_batch
 from pipeline.stream.views import DeviceViews
 from pipeline.train.checkpoints import MARKER, newest_checkpoint, save_checkpoint
 from pipeline.train.loop import TrainState, train
-from pipeline.train.metrics import MetricsWriter, read_metrics
+from pipeline.train.metrics import MetricsWriter, follow_metrics, read_metrics
 from pipeline.train.worker import fresh_state, open_stream
 from ssl_models.batch import Step
 
@@ -141,6 +141,22 @@ def test_metrics_of_redone_steps_are_dropped(tmp_path):
     writer.write(row(3, 2.0))
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_follower_sees_each_row_once_and_survives_a_restart(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    new_rows = follow_metrics(tmp_path)
+    seen = [next(new_rows)]
+    for text in ('{"step": 1}\n{"step": 2}\n{"st', 'ep": 3}\n', ""):
+        with path.open("a") as file:
+            file.write(text)
+        seen.append(next(new_rows))
+    path.write_text('{"step": 1}\n')  # resumed after step 1
+    seen.append(next(new_rows))
+    with path.open("a") as file:
+        file.write('{"step": 2}\n')
+    seen.append(next(new_rows))
+    assert [[row["step"] for row in rows] for rows in seen] == [[], [1, 2], [3], [], [], [2]]
 
 
 def test_mask_and_views_of_a_step_survive_a_restart(small_experiment):
