@@ -8,6 +8,7 @@ PYTEST_ARGS ?= -m "not gpu"
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
+	@echo "setting up .venv: PyTorch is about 5 GB, this takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@

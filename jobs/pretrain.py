@@ -43,6 +43,7 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
     """Train, evaluate, report: each stage only if it is not done yet."""
     from pipeline.cluster import connected
     from pipeline.ingest.store import Store
+    from pipeline.report.run_report import write_report
     from pipeline.run import Run
 
     if not experiment.data.store:
@@ -62,6 +63,8 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
             typer.echo(f"resuming after step {done}")
         with connected(address, cpus=experiment.cluster.cpus):
             _train_and_judge(experiment, run)
+    if not run.report_file.exists():
+        write_report(run)
     print_scores(run.evaluation)
     typer.echo(f"report {run.report_file}")
     return run
@@ -69,7 +72,6 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
 
 def _train_and_judge(experiment: "Experiment", run: "Run") -> None:
     from pipeline.evaluate.suite import evaluate
-    from pipeline.report.run_report import write_report
     from pipeline.train.fit import TrainingFailed, fit
 
     try:
@@ -82,7 +84,7 @@ def _train_and_judge(experiment: "Experiment", run: "Run") -> None:
     began = time.perf_counter()
     evaluate(run, on_stage=lambda name: typer.echo(f"evaluating: {name}"))
     typer.echo(f"evaluated in {time.perf_counter() - began:.0f} s")
-    write_report(run)
+    run.report_file.unlink(missing_ok=True)  # of an earlier state
 
 
 def _plan_line(experiment: "Experiment", images: int) -> str:

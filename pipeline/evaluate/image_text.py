@@ -8,11 +8,12 @@ import torch
 from pipeline.stream.read import tokenize
 from ssl_models.objectives.image_text import ImageTextObjective
 
-TEMPLATES = ("{}", "a photo of a {}.", "a picture of a {}.", "an image of the {}.", "there is a {} in the scene.")
-
 
 def prompts(class_name: str) -> list[str]:
-    return [template.format(class_name.replace("_", " ")) for template in TEMPLATES]
+    """A class in the seven sentences that do nearly as well as CLIP's eighty (open_clip's short list)."""
+    from open_clip import SIMPLE_IMAGENET_TEMPLATES
+
+    return [template(class_name.replace("_", " ")) for template in SIMPLE_IMAGENET_TEMPLATES]
 
 
 @torch.inference_mode()

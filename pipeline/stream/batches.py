@@ -94,6 +94,7 @@ def reading_dataset(reader: Reader, references: pa.Table):
     table = ray.put(references)
 
     def read(batch: Columns) -> Iterator[Columns]:
+        torch.set_num_threads(1)  # one task, one core
         shared = ray.get(table)  # mapped from the object store, not copied
         for task in batch["id"]:
             yield reader.read(shared.slice(int(task) * TASK_SAMPLES, TASK_SAMPLES))

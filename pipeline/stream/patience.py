@@ -7,9 +7,9 @@ from typing import Any
 class Patience:
     """An execution callback that lets the loop sleep.
 
-    Ray 2.60's loop waits only for running tasks. When all of them have finished or are held back because the consumer is
-    slower, it turns without a pause; in a training worker that burns most of a core and fights the training thread for
-    the interpreter (measured: a third of the speed left, on 2 cores).
+    Ray 2.60's loop waits only for running tasks. When all of them have finished or are held back because the consumer
+    is slower, it turns without a pause; in a training worker that burns most of a core and fights the training thread
+    for the interpreter (MAE at 64 px on 2 cores: 72-99 images/s, with this 290-350).
     """
 
     def before_execution_starts(self, executor: Any) -> None:

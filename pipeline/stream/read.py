@@ -39,7 +39,6 @@ class Reader:
         Raises:
             ValueError: a sealed image is missing or damaged; says which.
         """
-        torch.set_num_threads(1)  # one task, one core
         rows = {name: references[name].to_numpy() for name in references.column_names if name != "captions"}
         ids, epochs = torch.from_numpy(rows["number"].copy()), rows["epoch"]
         heights, widths = (torch.from_numpy(rows[name].astype(np.int64)) for name in ("height", "width"))

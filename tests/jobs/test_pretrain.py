@@ -118,7 +118,7 @@ def test_the_demo(tmp_path):
     assert evaluation is not None
     knn = evaluation.score("knn_top1")
     assert knn is not None
-    assert knn.raw_pixels < 0.35
+    assert knn.raw_pixels < 0.45  # of 60 images; test_demo_dump.py holds the bound of 35 % on more
     report = tmp_path / "demo" / "run" / "report.html"
     assert f"open {report}" in done.stdout
     assert "feral demo --images 600" in report.read_text()

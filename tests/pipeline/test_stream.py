@@ -1,5 +1,7 @@
 """The stream: what reaches a worker is what the plan says, through Ray Data as in this process."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -75,3 +77,21 @@ def test_ray_data_keeps_the_order(small_experiment, small_store, ray_local, monk
         assert len(streamed) == len(expected) == 9
         for one, other in zip(streamed, expected, strict=True):
             equal(one, other)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_consumer_that_is_busy_elsewhere_is_left_alone(small_experiment, small_store, ray_local, monkeypatch):
+    """Ray Data's scheduling loop runs in the training process: when it is far enough ahead it must sleep."""
+    monkeypatch.setattr(batches, "TASK_SAMPLES", 32)
+    monkeypatch.setattr(batches, "READ_AHEAD_BYTES", 2**24)
+    stream = open_stream(small_experiment, small_store)
+    iterator = stream.distributed(0, 3000, cpus=2)
+    next(iterator)
+    time.sleep(3)  # the read-ahead fills
+    before = time.process_time()
+    time.sleep(4)
+    burnt = time.process_time() - before
+    next(iterator)  # it goes on
+    iterator.close()
+    assert burnt < 1.6, f"{burnt:.1f} of 4 seconds"  # without sleeping: nearly all of them
