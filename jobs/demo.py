@@ -18,7 +18,7 @@ def demo(
 ) -> None:
     """Generates an uncurated dump, curates it, pretrains SimCLR on it, evaluates, and writes the report.
 
-    About four minutes on 2 cores. The same command again takes up where it stopped.
+    About three minutes on 2 cores. The same command again takes up where it stopped.
     """
     from jobs.demo_dump import generate_dump
     from jobs.recipes import find_recipe

@@ -13,8 +13,9 @@ def clip_small() -> Experiment:
     """CLIP at the size of a few thousand pairs, such as Flickr8k: half-width ResNet-18 at 64 px, 3-layer text tower.
 
     Paper: Radford et al. 2021, arXiv 2103.00020.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: Flickr8k, 2,700 pairs, 299 held back: image→text R@10 19.7 %, text→image R@10 15.7 % (chance 3.3; raw pixels
+    4.7 and 8.8).
+    Cost: 12 minutes on 2 loaded CPU cores.
     Command: feral pretrain clip_small data.store=STORE
     """
     return Experiment(

@@ -13,8 +13,8 @@ def demo() -> Experiment:
     """SimCLR on the generated dump of `feral demo`: shapes on cluttered backgrounds, 32 px.
 
     Paper: Chen et al. 2020, arXiv 2002.05709.
-    Result: not yet measured.
-    Cost: about two minutes on 2 CPU cores.
+    Result: k-NN 91.6 % (random encoder 23.0, raw pixels 33.5), linear probe 95.8 % (26.4, 36.4).
+    Cost: three minutes on 2 CPU cores, of which one and a half train.
     Command: feral demo
     """
     return Experiment(

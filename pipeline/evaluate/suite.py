@@ -49,7 +49,8 @@ def evaluate(run: Run, on_stage: Callable[[str], None] = lambda name: None) -> E
         skipped.append("all: the store has no test split; curate with --holdout above 0")
     else:
         train, test = found.of(train_numbers), found.of(test_numbers)
-        for evaluator in (classification, image_text):
+        evaluators = (classification, image_text) if experiment.needs_text else (classification,)
+        for evaluator in evaluators:
             on_stage(evaluator.__name__.replace("_", "-"))
             for result in evaluator(experiment, run, store, train, test):
                 (scores if isinstance(result, Score) else skipped).append(result)  # type: ignore[arg-type]
@@ -104,8 +105,6 @@ def image_text(
     experiment: Experiment, run: Run, store: Store, train: Embeddings, test: Embeddings
 ) -> Iterator[Score | str]:
     """Zero-shot classification and retrieval; needs an objective that compares images with text."""
-    if not experiment.needs_text:
-        return
     checkpoint, context_length = run.newest_checkpoint(), experiment.context_length
     assert checkpoint is not None
     assert context_length is not None
