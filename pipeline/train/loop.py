@@ -53,7 +53,7 @@ class TrainState:
         if device.type == "cpu":
             for module in objective.modules():
                 if hasattr(module, "fused_attn"):  # timm's: plain attention is a third faster on CPU at short lengths
-                    module.fused_attn = False
+                    module.fused_attn = False  # type: ignore[assignment]
         optimizers = {
             phase: build_optimizer(objective.trainable(phase), config, batch_size) for phase in objective.phases
         }
