@@ -48,7 +48,9 @@ def test_a_mistake_is_explained(changes, says):
 
 def test_an_objective_that_does_not_fit_the_encoder_is_refused():
     with pytest.raises(ValueError, match="needs a ViT"):
-        RECIPES["mae_64px"]().override({"encoder.name": "resnet18", "encoder.patch_size": None}).check_model()
+        RECIPES["mae_64px"]().override(
+            {"encoder.name": "resnet18", "encoder.patch_size": None, "encoder.arguments": {}}
+        ).check_model()
 
 
 def test_needs_of_the_objective_are_compared_with_the_store(small_experiment, small_store):
