@@ -55,7 +55,7 @@ def sweep(
     directory = to or Path("runs") / f"sweep-{recipe}-{name}"
     directory.mkdir(parents=True, exist_ok=True)
     count = trials or len(space.combinations())
-    typer.echo(f"{count} trials of {experiment.total_steps} steps in {directory.absolute()}")
+    typer.echo(f"{count} trials of {experiment.training.images_seen} images seen, in {directory.absolute()}")
     with connected(address, cpus=experiment.cluster.cpus + 1):
         import ray
 
