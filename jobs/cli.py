@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from jobs import curate, demo, evaluate, pretrain, recipe_list, submit, sweep
+from jobs import curate, demo, evaluate, pretrain, recipe_list, select, submit, sweep
 
 app = typer.Typer(
     help="Self-supervised pretraining of vision encoders on image and image-text data as it comes.",
@@ -13,6 +13,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("curate")(curate.curate)
+app.command("policies")(select.policies)
+app.command("select")(select.select)
+app.command("block")(select.block)
 app.command("pretrain")(pretrain.pretrain)
 app.command("sweep")(sweep.sweep)
 app.command("evaluate")(evaluate.evaluate)

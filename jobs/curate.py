@@ -4,88 +4,168 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.ingest.curate import CurateConfig, Progress
+    from pipeline.curate import Progress
+    from pipeline.ingest.config import CurateConfig
     from pipeline.ingest.store import Store
+    from pipeline.select.policy import Inputs, Policy
+    from ssl_models.config import Config
 
+ConfigType = TypeVar("ConfigType", bound="Config")
 SECONDS_BETWEEN_LINES = 10  # where there is no terminal
+
+PolicyName = Annotated[str, typer.Option("--policy", help="none, clean, basic or strict: see `feral policies`")]
+EvaluationSets = Annotated[
+    list[Path] | None,
+    typer.Option("--eval-set", help="a store whose pictures, and their near copies, are kept out"),
+]
+History = Annotated[list[Path] | None, typer.Option("--history", help="a store that came before: its pictures are old")]
+BlockListFile = Annotated[Path | None, typer.Option("--block-list", help="hashes of pictures never to be used")]
+Settings = Annotated[list[str] | None, typer.Argument(help="thresholds: min_side=64 near_distance=2 side=224 …")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to run on; default: RAY_ADDRESS, else this machine")]
 
 
 def curate(
-    source: Path = typer.Argument(help="folder of images (class folders become labels), of .tar or of .parquet files"),
-    to: Path = typer.Option(..., "--to", help="folder of the new store"),
-    side: int = typer.Option(288, min=16, max=4096, help="short side of the stored pictures, at most, in pixels"),
-    quality: int = typer.Option(90, min=30, max=100, help="JPEG quality of the stored pictures"),
-    holdout: float = typer.Option(0.1, min=0.0, max=0.99, help="test share, if the source names no split itself"),
-    samples_per_shard: int = typer.Option(2000, min=1, max=100_000, help="samples in a shard, at most"),
-    image_column: str | None = typer.Option(None, help="Parquet column that holds the images"),
-    caption_column: str | None = typer.Option(None, help="Parquet column that holds the captions"),
-    overwrite: bool = typer.Option(False, "--overwrite", help="replace the store that is at --to"),
-    address: str | None = typer.Option(None, help="Ray cluster to run on; default: RAY_ADDRESS, else this machine"),
+    source: Annotated[str, typer.Argument(help="a folder of images, tars or Parquet; a list (.jsonl, .csv); s3://…")],
+    to: Annotated[Path, typer.Option("--to", help="folder of the new store")],
+    settings: Settings = None,
+    policy: PolicyName = "clean",
+    eval_set: EvaluationSets = None,
+    history: History = None,
+    block_list: BlockListFile = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="write no copy, only an index of the source")] = False,
+    compressed: Annotated[bool, typer.Option("--compressed", help="read .tar.gz and the like")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the store that is at --to")] = False,
+    address: Address = None,
 ) -> None:
-    """Decode, check and deduplicate a source of images into a sealed store; nothing is left out uncounted."""
-    from pipeline.ingest.curate import CurateConfig
+    """Decode, check, measure and deduplicate a source of images into a sealed store; nothing is left out uncounted.
 
-    config = CurateConfig(
-        side=side, quality=quality, holdout=holdout, samples_per_shard=samples_per_shard,
-        image_column=image_column, caption_column=caption_column,
-    )  # fmt: skip
-    curate_and_tell(source, to, config, overwrite=overwrite, address=address)
+    A killed curation goes on where it stopped when the same command is given again. STORE/data_card.html shows all that
+    was decided.
+    """
+    from pipeline.ingest.config import CurateConfig
+
+    chosen, rest = policy_of(policy, settings or [])
+    config = changed(CurateConfig(in_place=in_place, compressed=compressed), rest)
+    inputs = inputs_of(eval_set, history, block_list)
+    curate_and_tell(source, to, config, chosen, inputs, overwrite=overwrite, address=address)
+
+
+def policy_of(name: str, arguments: list[str]) -> tuple["Policy", dict[str, Any]]:
+    """A preset with those of the key=value arguments that are its thresholds; the others.
+
+    Raises:
+        ValueError: no such preset, or a value out of bounds.
+    """
+    from pipeline.experiment import parse_overrides
+    from pipeline.select.policy import PRESETS, Policy
+
+    if name not in PRESETS:
+        raise ValueError(f"--policy {name!r} is unknown: choose one of {', '.join(PRESETS)} (`feral policies`)")
+    values = parse_overrides(arguments)
+    own = {key: values.pop(key) for key in list(values) if key in Policy.model_fields}
+    return changed(PRESETS[name][0], own), values
+
+
+def changed(config: ConfigType, values: dict[str, Any]) -> ConfigType:
+    """A config with some fields replaced, or a ValueError in words."""
+    import difflib
+
+    from pydantic import ValidationError
+
+    from pipeline.experiment import explain
+
+    for key in values:
+        if key not in type(config).model_fields:
+            close = difflib.get_close_matches(key, type(config).model_fields, n=1)
+            hint = f"did you mean {close[0]}?" if close else "`feral policies` lists all"
+            raise ValueError(f"{key}: no such setting; {hint}")
+    try:
+        return type(config).model_validate({**config.model_dump(), **values})
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+
+
+def inputs_of(eval_set: list[Path] | None, history: list[Path] | None, block_list: Path | None) -> "Inputs":
+    """What else decides; every store and list is read before anything starts."""
+    from pipeline.ingest.blocklist import BlockList, read_block_list
+    from pipeline.ingest.store import Store
+    from pipeline.select.policy import Inputs
+
+    for path in [*(eval_set or []), *(history or [])]:
+        Store(path)
+    if block_list is not None and not block_list.is_file():
+        raise ValueError(f"--block-list {block_list}: no such file")
+    listed = read_block_list(block_list) if block_list else BlockList()
+    return Inputs(tuple(eval_set or ()), tuple(history or ()), listed)
 
 
 def curate_and_tell(
-    source: Path, to: Path, config: "CurateConfig", *, overwrite: bool = False, address: str | None = None
-) -> None:
-    """Curates with live progress, and ends with the summary."""
-    from pipeline.ingest.curate import curate as run
+    source: str | Path, to: Path, config: "CurateConfig", policy: "Policy | None" = None,
+    inputs: "Inputs | None" = None, *, overwrite: bool = False, address: str | None = None,
+) -> None:  # fmt: skip
+    """Curates with a live funnel, and ends with five lines."""
+    from pipeline.curate import CLEAN
+    from pipeline.curate import curate as run
     from pipeline.ingest.store import Store
 
     with _live() as on_progress:
-        run(source, to, config, on_progress, overwrite=overwrite, address=address)
+        run(
+            source, to, config, policy=policy or CLEAN, inputs=inputs, on_progress=on_progress, overwrite=overwrite,
+            address=address,
+        )  # fmt: skip
     for line in summary(Store(to), to):
         typer.echo(line)
 
 
 def summary(store: "Store", shown_as: Path) -> Iterator[str]:
-    """What a person should know of a new store, and the next command."""
+    """Five lines: the account, what was refused, what was damaged, what there is now, what to do next."""
     from pipeline.ingest.samples import printable
+    from pipeline.ingest.store import DATA_CARD
 
     manifest = store.manifest
-    yield f"{manifest.seen:,} seen = {manifest.kept:,} kept + {sum(manifest.refused.values()):,} refused → {store.path}"
-    refused = store.refused
-    sources, reasons, details = (refused[name].to_pylist() for name in ("source", "reason", "detail"))
-    for reason, count in sorted(manifest.refused.items(), key=lambda item: -item[1]):
-        first = reasons.index(reason)
-        yield printable(f"  {count:,} {reason}, such as {sources[first]}: {details[first]}")
-    splits = ", ".join(f"{count:,} {split}" for split, count in manifest.splits.items())
+    lost = f", {manifest.lost:,} lost of {manifest.declared:,} declared" if manifest.declared else ""
+    refused = sum(manifest.refused.values())
+    yield f"{manifest.seen:,} seen = {manifest.kept:,} kept + {refused:,} refused{lost} → {store.path}"
+    reasons = sorted(manifest.refused.items(), key=lambda item: -item[1])
+    most = ", ".join(f"{count:,} {reason}" for reason, count in reasons[:6])
+    more = f" and {len(reasons) - 6} more reasons" if len(reasons) > 6 else ""
+    yield f"refused: {most}{more}; see {shown_as / DATA_CARD}" if reasons else "refused: nothing"
+    yield printable(damage_line(store))
     dropped = f" ({manifest.captions_dropped:,} captions over 8 KB dropped)" if manifest.captions_dropped else ""
-    yield f"{len(manifest.classes)} classes, {manifest.captioned:,} pictures with captions{dropped}; {splits}"
-    for damage in manifest.damaged[:5]:
-        yield printable(f"damaged: {damage.shard}: {damage.saved:,} samples saved; {damage.why}")
-    if len(manifest.damaged) > 5:
-        yield f"damaged: and {len(manifest.damaged) - 5:,} more, listed in {store.path / 'manifest.json'}"
-    yield f"{manifest.seconds:.1f} s, {manifest.seen / manifest.seconds:,.0f} images/s"
+    splits = ", ".join(f"{count:,} {split}" for split, count in manifest.splits.items())
+    seconds = sum(value for name, value in manifest.seconds.items() if not name.startswith("tasks"))
+    yield (
+        f"{splits}; {len(manifest.classes)} classes, {manifest.captioned:,} with captions{dropped}; {seconds:.1f} s, "
+        f"{manifest.seen / seconds:,.0f} images/s"
+    )
     yield f"next: feral pretrain RECIPE data.store={shown_as}"
+
+
+def damage_line(store: "Store") -> str:
+    """The damage to a store's source in one line, worst first."""
+    damaged = sorted(store.manifest.damaged, key=lambda damage: -(damage.lost or 0))
+    if not damaged:
+        return "damaged: nothing"
+    first = damaged[0]
+    lost = "an unknown number" if first.lost is None else f"{first.lost:,}"
+    many = f"{len(damaged):,} places, such as " if len(damaged) > 1 else ""
+    return f"damaged: {many}{first.shard} ({first.saved:,} samples saved, {lost} lost): {first.why}; fetch it again"
 
 
 @contextmanager
 def _live() -> Iterator[Callable[["Progress"], None]]:
-    """A callback that shows progress: a live bar on a terminal, else a line every ten seconds."""
+    """A callback that shows the funnel: live on a terminal, else a line every ten seconds."""
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from rich.live import Live
 
     console = Console(stderr=True)
     started = last = time.monotonic()
-    with Bar(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counts]}"), TimeElapsedColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("curating", total=None, counts="starting Ray")
+    with Live(console=console, transient=True, refresh_per_second=4) as live:
 
         def show(progress: "Progress") -> None:
             nonlocal last
@@ -93,13 +173,28 @@ def _live() -> Iterator[Callable[["Progress"], None]]:
                 typer.echo("sealed already from the same source with the same settings: nothing to do")
                 return
             now = time.monotonic()
-            speed = progress.seen / (now - started)
-            counts = (
-                f"{progress.seen:,} seen, {progress.kept:,} kept, {progress.refused:,} refused, {speed:,.0f} images/s"
-            )
-            bar.update(task, completed=progress.seen, total=progress.total, counts=counts)
-            if not console.is_terminal and now - last >= SECONDS_BETWEEN_LINES:
-                typer.echo(counts, err=True)
+            if console.is_terminal:
+                live.update(funnel(progress, now - started))
+            elif now - last >= SECONDS_BETWEEN_LINES:
+                typer.echo(f"{progress.seen:,} seen, {progress.admitted:,} let in", err=True)
                 last = now
 
         yield show
+
+
+def funnel(progress: "Progress", seconds: float) -> Any:
+    """The funnel so far, as a table for a terminal."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    whole = progress.declared or progress.seen or 1
+    speed = f"{progress.seen / seconds:,.0f} images/s" if progress.seen else "starting Ray"
+    resumed = f", {progress.resumed} units were done before" if progress.resumed else ""
+    of = f"of {progress.declared:,}" if progress.declared else ""
+    table.add_row(progress.stage, "", "", f"{speed}, {seconds:,.0f} s{resumed}")
+    table.add_row("seen", f"{progress.seen:,}", ProgressBar(whole, progress.seen, width=30), of)
+    table.add_row("let in", f"{progress.admitted:,}", ProgressBar(whole, progress.admitted, width=30), "")
+    for reason, count in progress.refused.most_common(6):
+        table.add_row(f"  {reason}", f"{count:,}", ProgressBar(whole, count, width=30), "")
+    return table

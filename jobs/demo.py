@@ -23,7 +23,7 @@ def demo(
     from jobs.demo_dump import generate_dump
     from jobs.recipes import find_recipe
     from pipeline.cluster import connected
-    from pipeline.ingest.curate import CurateConfig
+    from pipeline.ingest.config import CurateConfig
 
     began = time.monotonic()
     dump, store = to / "dump", to / "store"

@@ -42,17 +42,16 @@ def absolute_store(changes: dict[str, Any]) -> dict[str, Any]:
 def pretrain_run(experiment: "Experiment", path: Path, address: str | None = None) -> "Run":
     """Train, evaluate, report: each stage only if it is not done yet."""
     from pipeline.cluster import connected
-    from pipeline.ingest.store import Store
     from pipeline.report.run_report import write_report
     from pipeline.run import Run
 
     if not experiment.data.store:
         raise ValueError("data.store is not set: make one with `feral curate SOURCE --to STORE`, then data.store=STORE")
-    store = Store(Path(experiment.data.store))
+    store = experiment.data.open()
     experiment.check(store)
     run = Run.prepare(path, experiment, ["feral", *sys.argv[1:]])
     typer.echo(f"run {run.path}")
-    typer.echo(_plan_line(experiment, store.manifest.splits["train"]))
+    typer.echo(_plan_line(experiment, store.count("train")))
     checkpoint = run.newest_checkpoint()
     done = checkpoint.step if checkpoint else 0
     judged = run.evaluation

@@ -29,7 +29,6 @@ def sweep(
     from jobs.recipes import find_recipe
     from pipeline.cluster import connected
     from pipeline.evaluate.validation import labelled
-    from pipeline.ingest.store import Store
     from pipeline.tune.plot import plot_sweep
     from pipeline.tune.space import parse_space
     from pipeline.tune.sweep import concurrent_trials
@@ -47,7 +46,7 @@ def sweep(
     experiment = base.override(space.fixed)
     if not experiment.data.store:
         raise ValueError("data.store is not set: make one with `feral curate SOURCE --to STORE`, then data.store=STORE")
-    store = Store(Path(experiment.data.store))
+    store = experiment.data.open()
     labelled(store)
     for combination in space.combinations():
         experiment.override(combination).check(store)

@@ -20,6 +20,13 @@ QUIET_RAY = {
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
 
+# Each lets Ray Data run code that a data file brings along.
+UNSAFE_RAY = (
+    "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
+    "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
+    "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA",
+)
+
 
 class ClusterConfig(Config):
     """Resources of a run. They never change what a run computes, so they are not part of its identity."""
@@ -36,6 +43,15 @@ class ClusterConfig(Config):
         return self.workers * self.cpus_per_worker + self.data_cpus
 
 
+def refuse_unsafe_settings() -> None:
+    """Raises ValueError where the environment tells Ray Data to unpickle what it reads."""
+    for name in UNSAFE_RAY:
+        if os.environ.get(name, "0").lower() not in ("", "0", "false"):
+            raise ValueError(
+                f"{name} is set, which lets a data file run code here: unset it (for a cluster, where Ray was started)"
+            )
+
+
 @contextmanager
 def connected(address: str | None = None, *, cpus: int = 1) -> Iterator[None]:
     """Joins the cluster at `address`, or starts one on this machine for the time of the block.
@@ -45,8 +61,9 @@ def connected(address: str | None = None, *, cpus: int = 1) -> Iterator[None]:
     If Ray is connected already, the block uses that connection and leaves it open.
 
     Raises:
-        ValueError: no cluster answers at `address`, or the cluster has fewer than `cpus` CPUs.
+        ValueError: no cluster answers at `address`, the cluster has fewer than `cpus` CPUs, or an unsafe environment.
     """
+    refuse_unsafe_settings()
     import ray  # here, not above: the training loop reads ClusterConfig on machines that have no Ray
 
     if ray.is_initialized():

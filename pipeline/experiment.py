@@ -96,7 +96,7 @@ class Experiment(Config):
             ValueError: with what does not fit, and the way out.
         """
         self.check_model()
-        train = store.manifest.splits.get("train", 0)
+        train = store.count("train")
         if self.needs_text and store.manifest.captioned == 0:
             raise ValueError(
                 f"objective {self.objective.name!r} needs captions, but no image of {self.data.store} has one: curate "

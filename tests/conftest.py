@@ -45,7 +45,7 @@ def ray_local() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def small_store(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """300 pictures of three colours with captions, in six shards; a fifth of them for testing."""
-    from pipeline.ingest.curate import CurateConfig
+    from pipeline.ingest.config import CurateConfig
     from tests.pipeline.stores import curate_here, write_dump
 
     folder = tmp_path_factory.mktemp("small")

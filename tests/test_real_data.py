@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ingest.curate import CurateConfig
+from pipeline.ingest.config import CurateConfig
 from pipeline.train.worker import open_stream
 from tests.pipeline.stores import curate_here, tiny_experiment
 

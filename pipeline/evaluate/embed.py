@@ -1,6 +1,7 @@
 """Embeddings of a store's samples: by the trained encoder, by the same encoder before training, and raw pixels."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.train.checkpoints import Checkpoint
 from ssl_models.objectives import Objective, build_objective
 from ssl_models.objectives.image_text import ImageTextObjective
 
+BOTH = ("trained", "random")
 THUMBNAIL = 12  # side of the raw-pixel baseline: on small photos stronger than all pixels
 
 
@@ -39,12 +41,15 @@ class Embeddings:
 class Embedder:
     """Embeds blocks of crops; lives in a process of its own, on a GPU if it was given one."""
 
-    def __init__(self, experiment: dict[str, Any], checkpoint: Checkpoint, threads: int) -> None:
+    def __init__(
+        self, experiment: dict[str, Any], checkpoint: Checkpoint, threads: int, names: tuple[str, ...] = BOTH
+    ) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = build_experiment(experiment)
         self.views = DeviceViews(config.views, seed=0, plain=True)
-        self.objectives = {name: objective.to(self.device) for name, objective in load_pair(config, checkpoint).items()}
+        pair = load_pair(config, checkpoint)
+        self.objectives = {name: pair[name].to(self.device) for name in names}
 
     @torch.inference_mode()
     def __call__(self, columns: Columns) -> Columns:
@@ -75,13 +80,27 @@ def thumbnails(images: torch.Tensor) -> torch.Tensor:
 def embed_samples(
     experiment: Experiment, checkpoint: Checkpoint, store: Store, numbers: np.ndarray, threads: int
 ) -> Embeddings:
-    """Embeds samples on the connected Ray cluster: decoding on CPUs, encoding in one process a training worker."""
+    """Embeds samples on the connected Ray cluster, by the trained encoder and the one before training."""
+    numbers = np.sort(numbers)
+    blocks = list(embedding_blocks(experiment, checkpoint, store, numbers, threads))
+    columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    assert np.array_equal(columns["number"], numbers)
+    return Embeddings(columns.pop("number"), columns.pop("label"), columns)
+
+
+def embedding_blocks(
+    experiment: Experiment,
+    checkpoint: Checkpoint,
+    store: Store,
+    numbers: np.ndarray,
+    threads: int,
+    names: tuple[str, ...] = BOTH,
+) -> Iterator[Columns]:
+    """Embeds samples in the order of `numbers`, block by block: decoding on CPUs, encoding in one process a training
+    worker. Ray must be connected."""
     from ray.data import ActorPoolStrategy
 
-    numbers = np.sort(numbers)
-    reader = Reader(
-        shard_paths=tuple(str(path) for path in store.shard_paths), geometry=CenterCrop(experiment.encoder.image_size)
-    )
+    reader = Reader(CenterCrop(experiment.encoder.image_size), place=store.place)
     references = reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64))
     cluster = experiment.cluster
     with warnings.catch_warnings():
@@ -92,6 +111,7 @@ def embed_samples(
                 "experiment": experiment.model_dump(mode="json"),
                 "checkpoint": checkpoint,
                 "threads": threads,
+                "names": names,
             },
             batch_size=256,
             batch_format="numpy",
@@ -99,7 +119,4 @@ def embed_samples(
             num_gpus=1 if cluster.use_gpu else 0,
             max_restarts=0,  # the stage fails as a whole, and the same command does it again
         )
-    blocks = list(data.iter_batches(batch_size=None, batch_format="numpy"))
-    columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    assert np.array_equal(columns["number"], numbers)
-    return Embeddings(columns.pop("number"), columns.pop("label"), columns)
+    yield from data.iter_batches(batch_size=None, batch_format="numpy")

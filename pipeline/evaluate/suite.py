@@ -36,7 +36,7 @@ def evaluate(run: Run, on_stage: Callable[[str], None] = lambda name: None) -> E
     experiment, checkpoint = run.experiment, run.newest_checkpoint()
     if checkpoint is None:
         raise ValueError(f"{run.path} has no whole checkpoint to evaluate: run `feral pretrain` first")
-    store = Store(experiment.data.store)
+    store = experiment.data.open()
     config = experiment.evaluation
     on_stage("embedding")
     train_numbers, test_numbers = (_limit(store.select(split), config) for split in ("train", "test"))

@@ -1,7 +1,6 @@
 """What a choice may look at: k-NN on training images alone. The test split is never read."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ def validation_knn(run: Run) -> float:
     experiment, checkpoint = run.experiment, run.newest_checkpoint()
     if checkpoint is None:
         raise ValueError(f"{run.path} has no whole checkpoint")
-    store = Store(Path(experiment.data.store))
+    store = experiment.data.open()
     numbers = labelled(store)
     draws = uniform(0, 0, torch.from_numpy(numbers), 2, "validation").numpy()
     chosen = np.argsort(draws[:, 0])[:MAX_IMAGES]  # the same images in every trial

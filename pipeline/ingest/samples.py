@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pipeline.ingest.decode import Reason, Refusal
+from pipeline.ingest.refusals import Reason, Refusal
 from pipeline.ingest.store import Split
 
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -17,24 +17,38 @@ class Captions(NamedTuple):
     dropped: int
 
 
+class Address(NamedTuple):
+    """Where an image file's bytes lie, unchanged, in a file of the source: what an index in place refers to."""
+
+    path: str  # relative to the source's root
+    offset: int  # bytes
+
+
 @dataclass(frozen=True)
 class Sample:
     """One sample as found. `content` is the image file's bytes, or the reason why they were not read."""
 
-    source: str
+    source: str  # shown to people: a path, shard.tar#key, file.parquet#row
     content: bytes | Refusal
     captions: Captions = field(default_factory=lambda: Captions([], 0))
     label: str | None = None
     split: Split | None = None
+    address: Address | None = None  # None: the bytes lie nowhere as they are (Parquet pages, compressed tars)
+    origin: str | None = None  # who made it, for quotas: the host of its URL; None: the file or folder that holds it
+    sha256: str | None = None  # of the content, as the source declares it
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A container could not be read on: the samples before it are good, the rest counts as one refused sample."""
+    """Damage to a container. It is no sample: what could be read is yielded before and after it.
+
+    `lost` counts the samples that are known to have been there and could not be read; None: nothing tells how many.
+    """
 
     source: str
     reason: Reason
     why: str
+    lost: int | None = None
 
 
 def captions_of(*values: object) -> Captions:
@@ -64,3 +78,11 @@ def named(label: object) -> str | None:
     if isinstance(label, bool) or not isinstance(label, int | str):
         return None
     return " ".join(str(label).encode("utf-8", "replace").decode().split())[:200] or None
+
+
+def host_of(url: object) -> str | None:
+    """The host of a URL, lower case; None for anything else. The URL is never opened."""
+    if not isinstance(url, str) or "://" not in url[:12]:
+        return None
+    host = url.split("://", 1)[1].split("/", 1)[0].rpartition("@")[2].partition(":")[0].lower()
+    return printable(host)[:253] or None

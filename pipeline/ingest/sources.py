@@ -1,210 +1,195 @@
-"""What a source holds: recognises folders of images, WebDataset tars and Parquet files, and lists units of work.
+"""What a source holds: recognises folders of images, WebDataset tars, Parquet files and lists; lists units of work.
 
-Only names, sizes, caption files and Parquet footers are read here; the samples are read by the tasks. The same source
+Only names, sizes, text files and Parquet footers are read here; the samples are read by the tasks. The same source
 gives the same units in the same order, everywhere.
 """
 
 import hashlib
-import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os.path import basename, splitext
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-from pipeline.ingest.decode import Reason, Refusal
-from pipeline.ingest.notes import Notes, read_class_names, read_notes
-from pipeline.ingest.parquet import Columns, Layout, layout, read_parquet
-from pipeline.ingest.samples import MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, Broken, Captions, Sample, captions_of
+from pipeline.ingest.compressed import COMPRESSED
+from pipeline.ingest.declared import NO_SAMPLES, TARS, Declared, missing_files, read_declared
+from pipeline.ingest.lists import LISTS, read_list
+from pipeline.ingest.notes import Note, Notes, read_class_names, read_notes
+from pipeline.ingest.parquet import Layout, layout
+from pipeline.ingest.places import Entry, Place, place_of
+from pipeline.ingest.refusals import Reason
 from pipeline.ingest.store import SPLITS, Damage, Split
-from pipeline.ingest.tars import read_tar
-from ssl_models.config import Config
+from pipeline.ingest.units import File, Unit, read
 
-NO_SAMPLES = (".json", ".jsonl", ".csv", ".md", "SOURCE.txt", ".tar", ".parquet")
+__all__ = ["File", "Plan", "Unit", "list_source", "read"]
 HOLDERS = ("images", "image", "imgs", "img")  # folders that hold images of all kinds: no class
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
-
-
-class File(Config):
-    """One file of a folder source that counts as a sample; `refusal` (reason, detail) if its name settles it."""
-
-    path: str
-    label: str | None = None
-    split: Split | None = None
-    captions: tuple[str, ...] = ()
-    sidecar: str | None = None
-    refusal: tuple[Reason, str] | None = None
-
-
-class Unit(Config):
-    """A bounded amount of work that one task does, writing its own shards: some files, a tar, or some row groups."""
-
-    number: int = 0
-    kind: Literal["files", "tar", "parquet"]
-    path: str = ""
-    split: Split | None = None
-    files: tuple[File, ...] = ()
-    row_groups: tuple[int, ...] = ()
-    first_row: int = 0
-    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
     """All units of a source, with what is known before any sample is read."""
 
-    root: Path
+    root: Place
     units: list[Unit]
-    listing: str  # sha256 of paths and sizes
+    listing: str  # sha256 of paths, sizes and times of change
     class_names: dict[str, str]  # label as found → readable name
-    damaged: list[Damage]  # of caption files
-    samples: int | None  # None: only reading can tell
-
-
-class Entry(NamedTuple):
-    """One file of a source; `problem` says why it cannot be read, whatever it holds."""
-
-    path: str
-    size: int
-    problem: str | None
+    damaged: list[Damage]  # what is declared and not there, and lines that say nothing
+    declared: int | None  # of all units and all known damage; None: only reading can tell
 
 
 def list_source(
-    source: Path, samples_per_shard: int, image_column: str | None = None, caption_column: str | None = None
+    source: str | Path,
+    samples_per_shard: int,
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    compressed: bool = False,
+    in_place: bool = False,
 ) -> Plan:
-    """Recognises `source` (a folder, or one .tar or .parquet file) and lists its units.
+    """Recognises `source` (a folder, one .tar or .parquet file, or a list; a path or a URI) and lists its units.
 
     Raises:
-        ValueError: nothing there, nothing in it that could be a sample, or Parquet without a column of images.
+        ValueError: nothing there, nothing in it that could be a sample, storage that cannot be used, Parquet without
+            a column of images, a list or manifest that leads out of the source, or `in_place` for what has no bytes
+            that an index could refer to.
     """
-    root, entries = _entries(source)
-    names = {entry.path for entry in entries if entry.problem is None}
-    tars = [entry.path for entry in entries if entry.path.endswith(".tar") and entry.problem is None]
-    tables = [entry.path for entry in entries if entry.path.endswith(".parquet") and entry.problem is None]
-    tables = [path for path in tables if splitext(path)[0] + ".tar" not in names]  # img2dataset's notes on a tar
-    notes = read_notes(root, names)
-    files = _files(entries, names, notes)
-    units = [
-        Unit(kind="files", files=tuple(files[start : start + samples_per_shard]))
-        for start in range(0, len(files), samples_per_shard)
-    ]
-    units += [Unit(kind="tar", path=path, split=_split(path, packed=True)) for path in tars]
-    rows = 0
-    for path in tables:
-        found = layout(root / path, path, image_column, caption_column)
-        rows += sum(found.rows)
-        units += _table_units(path, found, samples_per_shard)
+    place, name = place_of(source)
+    try:
+        if name.endswith(LISTS):
+            return _plan_of_list(place, name, samples_per_shard)
+        entries = _single(place, name, compressed) if name else sorted(place.entries(), key=lambda entry: entry.path)
+        names = {entry.path for entry in entries if entry.problem is None}
+        tars = [path for path in sorted(names) if path.endswith(TARS if compressed else ".tar")]
+        tables = [path for path in sorted(names) if path.endswith(".parquet")]
+        tables = [path for path in tables if splitext(path)[0] + ".tar" not in names]  # img2dataset's notes on a tar
+        if in_place and (without := [*tables, *(tar for tar in tars if tar.endswith(COMPRESSED))]):
+            raise ValueError(
+                f"{without[0]} holds no image as bytes that an index in place could refer to (Parquet and compressed "
+                "tars do not): curate into a store instead"
+            )
+        declared, notes = read_declared(place, entries), read_notes(place, names)
+        units = _file_units(_files(entries, names, notes, declared, set(tars)), samples_per_shard)
+        units += [
+            Unit(kind="tar", path=path, split=_split(path, packed=True), compressed=path.endswith(COMPRESSED),
+                 declared=declared.samples.get(path), sha256=declared.sha256.get(path))
+            for path in tars
+        ]  # fmt: skip
+        for path, found in zip(tables, _layouts(place, tables, image_column, caption_column), strict=True):
+            units += _table_units(path, found, samples_per_shard, declared)
+        class_names = read_class_names(place, names)
+    except ConnectionError as error:
+        raise ValueError(f"{place.shown} cannot be listed: {error}. Try again, or check the network") from None
     if not units:
-        raise ValueError(f"{source} holds no image, .tar or .parquet file: give the folder that holds them")
+        raise ValueError(f"{place.shown} holds no image, .tar or .parquet file: give the folder that holds them")
+    return _plan(place, units, entries, class_names, [*declared.damaged, *notes.damaged])
+
+
+def _plan(
+    place: Place, units: list[Unit], entries: Iterable[Entry], class_names: dict[str, str], damaged: list[Damage]
+) -> Plan:
+    listing = hashlib.sha256()
+    for entry in entries:
+        listing.update(f"{entry.path}\0{entry.size}\0{entry.modified}\0".encode())
+    counts = [unit.declared for unit in units] + [damage.lost for damage in damaged]
+    known = [count for count in counts if count is not None]
     return Plan(
-        root=root,
+        root=place,
         units=[unit.model_copy(update={"number": number}) for number, unit in enumerate(units)],
-        listing=hashlib.sha256("\0".join(f"{entry.path}\0{entry.size}" for entry in entries).encode()).hexdigest(),
-        class_names=read_class_names(root),
-        damaged=notes.damaged,
-        samples=None if tars else len(files) + rows,
+        listing=listing.hexdigest(),
+        class_names=class_names,
+        damaged=damaged,
+        declared=sum(known) if len(known) == len(counts) else None,
     )
 
 
-def read(unit: Unit, root: Path) -> Iterator[Sample | Broken]:
-    """The raw samples of a unit, in order."""
-    if unit.kind == "tar":
-        return read_tar(root / unit.path, unit.path, unit.split)
-    if unit.kind == "parquet":
-        return read_parquet(root / unit.path, unit.path, unit.columns, unit.row_groups, unit.first_row, unit.split)
-    return (_read_file(file, root) for file in unit.files)
-
-
-def _read_file(file: File, root: Path) -> Sample:
-    captions = captions_of(list(file.captions))
-    content: bytes | Refusal
-    try:
-        if file.refusal:
-            raise Refusal(*file.refusal)
-        content = _bytes(root / file.path, MAX_IMAGE_BYTES)
-        if len(content) > MAX_IMAGE_BYTES:
-            raise Refusal("bytes_over_cap", f"more than {MAX_IMAGE_BYTES} bytes")
-    except Refusal as refusal:
-        content = refusal
-    except OSError as error:
-        content = Refusal("header_bad", f"cannot be read: {error.strerror}")
-    if file.sidecar:
-        try:
-            text = _bytes(root / file.sidecar, MAX_CAPTION_BYTES).decode("utf-8", "replace")
-            captions = captions_of(text, list(file.captions))
-        except OSError:
-            captions = Captions(captions.texts, captions.dropped + 1)
-    return Sample(file.path, content, captions, file.label, file.split)
-
-
-def _bytes(path: Path, limit: int) -> bytes:
-    """At most `limit` + 1 bytes of a file that is no symbolic link, even if it became one since it was listed."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as opened:
-        return opened.read(limit + 1)
-
-
-def _entries(source: Path) -> tuple[Path, list[Entry]]:
-    """The source's root, and its files that are not hidden, sorted by path."""
-    if not source.exists():
-        raise ValueError(
-            f"no source at {source}: give a folder of images, or of .tar or .parquet files, on this machine"
-        )
-    if source.is_dir():
-        return source, sorted(_walk(source))
-    if source.suffix not in (".tar", ".parquet"):
-        raise ValueError(f"{source} is neither a folder nor a .tar or .parquet file: unpack it, or give its folder")
-    return source.parent, [Entry(source.name, source.stat().st_size, None)]
-
-
-def _walk(root: Path) -> Iterator[Entry]:
-    folders = [""]
-    while folders:
-        prefix = folders.pop()
-        try:
-            with os.scandir(root / prefix) as listed:
-                items = list(listed)
-        except OSError as error:
-            yield Entry(prefix, 0, f"a folder that cannot be listed: {error.strerror}")
+def _plan_of_list(place: Place, name: str, samples_per_shard: int) -> Plan:
+    """The files that a list names, as far as they are there, in its order."""
+    listed = read_list(place, name)
+    folders = sorted({path.rpartition("/")[0] for path in listed.images})
+    there: dict[str, Entry] = {}
+    for folder in folders:
+        for entry in place.entries(folder, recursive=False):
+            if entry.path in listed.images or entry.path == f"{folder}/":  # the latter: it cannot be listed
+                there[entry.path] = entry
+    files: list[File] = []
+    absent: list[str] = []
+    entries = [place.entry(name)]
+    for path, note in listed.images.items():
+        found = there.get(path) or there.get(path.rpartition("/")[0] + "/")
+        if found is None:
+            absent.append(path)
             continue
-        for item in items:
-            name = prefix + item.name
-            readable = os.fsencode(name).decode("utf-8", "backslashreplace")
-            if item.name.startswith("."):
-                continue
-            if readable != name:
-                yield Entry(readable, 0, "its name is not valid UTF-8")
-            elif item.is_symlink():
-                yield Entry(name, 0, "a symbolic link, which is never followed")
-            elif item.is_dir():
-                folders.append(name + "/")
-            elif not stat.S_ISREG((status := item.stat()).st_mode):
-                yield Entry(name, 0, "not a regular file")
-            else:
-                yield Entry(name, status.st_size, None)
+        entry = found if found.path == path else found._replace(path=path)
+        entries.append(entry)
+        files.append(_file(entry, note, note.label, None, None))
+    if not files:
+        raise ValueError(
+            f"none of the {len(absent)} files that {place.shown} names is there, as {absent[0][:200]}: paths are "
+            "relative to the list's own folder"
+        )
+    damaged = [listed.damage] if listed.damage else []
+    damaged += [missing_files(name, absent, len(files))] if absent else []
+    return _plan(place, _file_units(files, samples_per_shard), entries, {}, damaged)
 
 
-def _files(entries: list[Entry], names: set[str], notes: Notes) -> list[File]:
+def _single(place: Place, name: str, compressed: bool) -> list[Entry]:
+    """The file that is the source, and what img2dataset notes beside it."""
+    if name.endswith(COMPRESSED) and not compressed:
+        raise ValueError(f"{place.shown} is a compressed tar: read it with --compressed if you trust it, or unpack it")
+    if not name.endswith((*TARS, ".parquet")):
+        raise ValueError(
+            f"{place.shown} is neither a folder nor a .tar, .parquet, or list ({', '.join(LISTS)}): unpack it, or "
+            "give its folder"
+        )
+    entries = [place.entry(name)]
+    stats = name[: -len(next(suffix for suffix in (*TARS, ".parquet") if name.endswith(suffix)))] + "_stats.json"
+    try:
+        return [*entries, place.entry(stats)]
+    except FileNotFoundError:
+        return entries
+
+
+def _file_units(files: list[File], samples_per_shard: int) -> list[Unit]:
+    starts = range(0, len(files), samples_per_shard)
+    parts = [tuple(files[start : start + samples_per_shard]) for start in starts]
+    return [Unit(kind="files", files=part, declared=len(part)) for part in parts]
+
+
+def _files(entries: list[Entry], names: set[str], notes: Notes, declared: Declared, tars: set[str]) -> list[File]:
     """The files that count as samples: all but metadata, caption sidecars, tars and Parquet files."""
-    found = [entry for entry in entries if entry.problem or not entry.path.endswith(NO_SAMPLES)]
+    found = [entry for entry in entries if entry.problem or not (entry.path.endswith(NO_SAMPLES) or entry.path in tars)]
     stems = {splitext(entry.path)[0] for entry in found if not entry.path.endswith(".txt")}
     folders = {}
     for entry in found:
         if not entry.path.endswith(".txt") or entry.problem or splitext(entry.path)[0] not in stems:
             folders[entry] = _class_folder(entry.path)
     # One folder tells no classes apart, and where a caption file lists the images, folders only hold them.
-    labelled = not any(notes.captions.values()) and len({folder for folder in folders.values() if folder}) >= 2
-    return [
-        File(
-            path=entry.path,
-            label=notes.labels.get(entry.path) or (folder if labelled else None),
-            split=_split(entry.path),
-            captions=tuple(notes.captions.get(entry.path, ())),
-            sidecar=_sidecar(entry.path, names),
-            refusal=_hopeless(entry),
-        )
-        for entry, folder in folders.items()
-    ]
+    captioned = any(note.captions for note in notes.images.values())
+    labelled = not captioned and len({folder for folder in folders.values() if folder}) >= 2
+    silent = Note()
+    files = []
+    for entry, folder in folders.items():
+        note = notes.images.get(entry.path, silent)
+        label = note.label or (folder if labelled else None)
+        file = _file(entry, note, label, _sidecar(entry.path, names), declared.sha256.get(entry.path))
+        if fault := declared.faults.get(entry.path):
+            file = file._replace(refusal=file.refusal or ("hash_mismatch", fault))
+        files.append(file)
+    return files
+
+
+def _file(entry: Entry, note: Note, label: str | None, sidecar: str | None, sha256: str | None) -> File:
+    return File(
+        path=entry.path,
+        label=label,
+        split=note.split or _split(entry.path),
+        captions=tuple(note.captions),
+        sidecar=sidecar,
+        origin=note.origin,
+        sha256=note.sha256 or sha256,
+        refusal=_hopeless(entry),
+    )
 
 
 def _sidecar(path: str, names: set[str]) -> str | None:
@@ -215,6 +200,8 @@ def _sidecar(path: str, names: set[str]) -> str | None:
 def _hopeless(entry: Entry) -> tuple[Reason, str] | None:
     if entry.problem:
         return "key_invalid", entry.problem
+    if entry.path.endswith(COMPRESSED):
+        return "ext_forbidden", "a compressed tar: read it with --compressed if you trust it, or unpack it"
     if entry.path.endswith(PACKED):
         return "ext_forbidden", "an archive: unpack it, or give its tars"
     return None
@@ -237,17 +224,36 @@ def _class_folder(path: str) -> str | None:
     return next((folder for folder in reversed(folders) if folder.lower() not in HOLDERS), None)
 
 
-def _table_units(path: str, found: Layout, samples_per_shard: int) -> Iterator[Unit]:
+def _layouts(place: Place, tables: list[str], image: str | None, caption: str | None) -> Iterator[Layout]:
+    """The footers of Parquet files, a few at a time: in object storage each costs some round trips."""
+
+    def footer(path: str) -> Layout:
+        try:
+            with place.open(path) as file:
+                return layout(file, path, image, caption)
+        except ConnectionError:
+            raise
+        except OSError:  # reading will say why
+            return Layout(None, ())
+
+    with ThreadPoolExecutor(8) as pool:
+        yield from pool.map(footer, tables)
+
+
+def _table_units(path: str, found: Layout, samples_per_shard: int, declared: Declared) -> Iterator[Unit]:
     """Runs of row groups of about `samples_per_shard` rows; one unit for a file that cannot be read, to say why."""
-    split = _split(path, packed=True)
+    unit = Unit(kind="parquet", path=path, split=_split(path, packed=True), columns=found.columns)
+    sha256 = declared.sha256.get(path)
     groups: list[int] = []
     first = rows = 0
     for group, count in enumerate(found.rows):
         groups.append(group)
         rows += count
         if rows >= samples_per_shard or group == len(found.rows) - 1:
-            yield Unit(kind="parquet", path=path, split=split, row_groups=tuple(groups), first_row=first,
-                       columns=found.columns)  # fmt: skip
-            groups, first, rows = [], first + rows, 0
+            yield unit.model_copy(
+                update={"row_groups": tuple(groups), "first_row": first, "declared": rows, "sha256": sha256}
+            )
+            groups, first, rows, sha256 = [], first + rows, 0, None
     if not found.rows:
-        yield Unit(kind="parquet", path=path, split=split, columns=found.columns)
+        rows_told = declared.samples.get(path) if found.columns is None else 0
+        yield unit.model_copy(update={"declared": rows_told, "sha256": sha256})

@@ -1,15 +1,20 @@
-"""The sealed store: canonical shards with one index. Everything after `feral curate` reads this, and only this.
+"""The sealed store: what a source holds, decoded once and measured. Everything after `feral curate` reads only this.
 
-STORE/shards/00000.tar ...   plain WebDataset tars: {key}.jpg, {key}.txt (first caption), {key}.json
-STORE/index.parquet          one row a sample; the row number is the sample's stable number
-STORE/refused.parquet        source, reason, detail of everything that was seen and not kept
-STORE/manifest.json          counts and digests; written last: a folder without it is not a store
+STORE/shards/00000.tar ...     plain WebDataset tars: {key}.jpg, {key}.txt (first caption), {key}.json
+STORE/index.parquet            one row a decoded sample, with what was measured; the row is the sample's stable number
+STORE/refused.parquet          source, reason, detail of every sample that was seen and could not be let in
+STORE/selections/NAME/         which samples a policy keeps, and why it drops each of the others
+STORE/manifest.json            counts and digests; written last: a folder without it is not a store
+STORE/data_card.html, .json    all of this for a person to read
+STORE/blocklist.txt            hashes never to be read again; the operator's, and the one file that may change
+
+An index in place has no shards: `files.parquet` lists the source's own files, which the index refers to.
 """
 
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,30 +22,59 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError, field_validator
 
+from pipeline.ingest.refusals import Reason
 from ssl_models.config import Config
 
-FORMAT = 1
-MANIFEST, INDEX, REFUSED, SHARDS = "manifest.json", "index.parquet", "refused.parquet", "shards"
+if TYPE_CHECKING:
+    from pipeline.ingest.places import Place
+
+FORMAT = 2
+MANIFEST, INDEX, REFUSED, FILES, SHARDS = "manifest.json", "index.parquet", "refused.parquet", "files.parquet", "shards"
+SELECTIONS, BLOCKLIST = "selections", "blocklist.txt"
+DATA_CARD, DATA_CARD_JSON = "data_card.html", "data_card.json"
+DEFAULT = "default"  # the selection that curate makes
 Split = Literal["train", "test"]
 SPLITS: dict[str, Split] = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
 
+MEASURED = [
+    ("original_width", pa.int32()),  # upright, as the source has it
+    ("original_height", pa.int32()),
+    ("bytes", pa.int64()),  # of the source's image file
+    ("format", pa.string()),  # JPEG, PNG, ...
+    ("flags", pa.list_(pa.string())),  # alpha, cmyk, rotated, ...: what was done to show it rightly
+    ("mean", pa.float32()),  # of luminance, 0..255
+    ("std", pa.float32()),
+    ("entropy", pa.float32()),  # bits
+    ("sharpness", pa.float32()),  # variance of the Laplacian
+    ("phash", pa.uint64()),
+    ("thumb", pa.binary(48)),  # 4×4 RGB
+    ("languages", pa.list_(pa.string())),  # of each caption; "und": cannot be told
+    ("origin", pa.string()),  # host of its URL, else the container or folder that holds it
+]
 INDEX_SCHEMA = pa.schema(
     [
         ("number", pa.int64()),  # 0..N-1, the row
         ("id", pa.string()),  # sha256 of the source's bytes
-        ("shard", pa.int32()),  # index into manifest.shards
-        ("offset", pa.int64()),  # of the JPEG inside the shard, in bytes
+        ("shard", pa.int32()),  # index into Store.paths
+        ("offset", pa.int64()),  # of the image inside that file, in bytes
         ("length", pa.int32()),
-        ("width", pa.int32()),
+        ("width", pa.int32()),  # as stored; in place: as the source has it, upright
         ("height", pa.int32()),
         ("captions", pa.list_(pa.string())),
         ("label", pa.int32()),  # index into manifest.classes; -1: none
         ("split", pa.string()),
         ("pixels", pa.string()),  # sha256 of the canonical pixels
         ("source", pa.string()),  # path in the source, shard.tar#key or file.parquet#row
+        *MEASURED,
     ]
 )
 REFUSED_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+SELECTION_SCHEMA = pa.schema(
+    [
+        ("reason", pa.string()),  # null: kept
+        ("because", pa.int64()),  # number of the sample that is kept in its stead; null: none
+    ]
+)  # one row a sample of the index, in its order
 
 
 class ShardEntry(Config):
@@ -52,32 +86,46 @@ class ShardEntry(Config):
 
 
 class Damage(Config):
-    """A container of the source that could not be read to its end: how many samples were read before, and why."""
+    """A part of the source that could not be read as declared: why, how many samples were read, and how many lost.
+
+    `lost` is None where nothing tells how many samples were there.
+    """
 
     shard: str
+    reason: Reason
     saved: int
+    lost: int | None = None
     why: str
 
 
 class Manifest(Config):
-    """What a store holds and where it came from. `seen == kept + sum(refused.values())` always holds."""
+    """What a store holds and where it came from. Always: `seen == kept + sum(refused.values())`, where `kept` are the
+    samples of the default selection; and `lost == declared - seen` where the source declares how many it has (else
+    `lost` counts those that are known to have been there)."""
 
     format: int = FORMAT
-    source: str
-    listing: str  # digest of the source's paths and sizes: has it changed since?
+    source: str  # without credentials
+    in_place: bool
+    listing: str  # digest of the source's paths, sizes and times: has it changed since?
+    declared: int | None
     seen: int
+    lost: int
+    admitted: int  # rows of the index: decoded and measured
     kept: int
     refused: dict[str, int]
-    captioned: int  # samples with at least one caption
+    captioned: int  # kept samples with at least one caption
     captions_dropped: int  # captions over the size limit; their images are kept
     classes: tuple[str, ...]
-    splits: dict[Split, int]
+    splits: dict[Split, int]  # of the default selection
     shards: tuple[ShardEntry, ...]
     damaged: tuple[Damage, ...]
     config: dict[str, Any]
-    digest: str  # of (id, split, label, captions) of all kept samples, in any order, and the config
+    policy: dict[str, Any]  # of the default selection
+    inputs: dict[str, str]  # digests of what else decided
+    digest: str  # of all admitted samples (id, split, label, captions) and the config
+    selection: str  # digest of the default selection
     index_sha256: str
-    seconds: float
+    seconds: dict[str, float]  # wall clock of each stage; "tasks: ..." is summed over parallel tasks
     created: str  # UTC, ISO 8601
 
     @field_validator("format")
@@ -95,14 +143,14 @@ def file_sha256(path: Path) -> str:
 
 
 class Store:
-    """A sealed store, open for reading. Holds a path and the manifest; the index is loaded when first used.
+    """A sealed store, open for reading through one of its selections. The index is loaded when first used.
 
     Raises:
         ValueError: nothing at `path`, not sealed, unknown format, or an index that is not the sealed one.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
+    def __init__(self, path: str | Path, selection: str = DEFAULT) -> None:
+        self.path, self.selection = Path(path).absolute(), selection
         self.manifest = read_manifest(self.path)
         index = self.path / INDEX
         if not index.is_file() or file_sha256(index) != self.manifest.index_sha256:
@@ -116,36 +164,83 @@ class Store:
         """One row a sample, with the columns of `INDEX_SCHEMA`."""
         return pq.read_table(self.path / INDEX, schema=INDEX_SCHEMA)
 
+    def columns(self, *names: str) -> pa.Table:
+        """Some columns of the index, without loading the others."""
+        return pq.read_table(self.path / INDEX, columns=list(names))
+
     @cached_property
     def refused(self) -> pa.Table:
-        """One row a refused sample: source, reason, detail."""
+        """One row a sample that was not let in: source, reason, detail. What a policy dropped is in its selection."""
         return pq.read_table(self.path / REFUSED, schema=REFUSED_SCHEMA)
 
-    @property
-    def shard_paths(self) -> list[Path]:
-        """Absolute paths, in the order of the index's `shard` column."""
-        return [self.path / SHARDS / shard.name for shard in self.manifest.shards]
+    @cached_property
+    def paths(self) -> pa.Array:
+        """The files that the index's `shard` column counts: absolute paths of shards; in place, paths in the source."""
+        if self.manifest.in_place:
+            return pq.read_table(self.path / FILES)["path"].combine_chunks()
+        return pa.array([str(self.path / SHARDS / shard.name) for shard in self.manifest.shards], pa.string())
 
     def read(self, number: int) -> bytes:
-        """The canonical JPEG of sample `number`."""
-        if not 0 <= number < self.manifest.kept:
-            raise ValueError(f"sample {number} is not in {self.path}, which holds 0..{self.manifest.kept - 1}")
-        shard, offset, length = (self.index[name][number].as_py() for name in ("shard", "offset", "length"))
-        path = self.shard_paths[shard]
-        with path.open("rb") as file:
+        """The image file of sample `number`: a canonical JPEG; in place, the source's own bytes."""
+        if not 0 <= number < self.manifest.admitted:
+            raise ValueError(f"sample {number} is not in {self.path}, which holds 0..{self.manifest.admitted - 1}")
+        shard, offset, length = (self._places[name][number].as_py() for name in ("shard", "offset", "length"))
+        path = self.paths[shard].as_py()
+        with self.open(path) as file:
             file.seek(offset)
-            jpeg = file.read(length)
-        if len(jpeg) != length:
+            content = file.read(length)
+        if len(content) != length:
             raise ValueError(
-                f"{path} ends before sample {number} (byte {offset + length}): the shard was cut; restore it"
+                f"{path} ends before sample {number} (byte {offset + length}): the file was cut; restore it"
             )
-        return jpeg
+        return content
 
-    def select(self, split: Split) -> np.ndarray:
-        """Numbers (n,) int64 of the samples of a split, ascending."""
+    @cached_property
+    def _places(self) -> pa.Table:
+        return self.columns("shard", "offset", "length")
+
+    def open(self, path: str) -> Any:
+        """One of `paths`, for random access."""
+        return Path(path).open("rb") if self.place is None else self.place.open(path)
+
+    @cached_property
+    def place(self) -> "Place | None":
+        """Where the files of an index in place lie; None for a store with shards of its own."""
+        if not self.manifest.in_place:
+            return None
+        from pipeline.ingest.places import place_of  # here: a store with shards needs no other file system
+
+        return place_of(self.manifest.source)[0]
+
+    def select(self, split: Split, *, with_blocked: bool = False) -> np.ndarray:
+        """Numbers (n,) int64 of the selection's samples of a split, ascending; those that the block-list names by now
+        are left out.
+
+        Raises:
+            ValueError: no such split or selection, or a selection that was changed after it was made.
+        """
+        from pipeline.ingest.selection import kept_numbers  # selection.py reads stores
+
         if split not in ("train", "test"):
             raise ValueError(f"split {split!r} is unknown: use 'train' or 'test'")
-        return np.flatnonzero(pc.equal(self.index["split"], split).to_numpy(zero_copy_only=False)).astype(np.int64)
+        numbers = kept_numbers(self, self.selection)
+        if not with_blocked:
+            numbers = np.setdiff1d(numbers, self.blocked, assume_unique=True)
+        splits = self.columns("split")["split"].take(pa.array(numbers))
+        return numbers[pc.equal(splits, split).to_numpy(zero_copy_only=False)]
+
+    @property
+    def blocked(self) -> np.ndarray:
+        """Numbers (n,) int64 of the samples that the block-list names now."""
+        from pipeline.ingest.blocklist import blocked_numbers  # blocklist.py reads stores
+
+        return blocked_numbers(self)
+
+    def count(self, split: Split) -> int:
+        """How many samples of a split the selection keeps, by its card."""
+        from pipeline.ingest.selection import read_selection
+
+        return read_selection(self, self.selection).splits.get(split, 0)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -166,6 +261,10 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()
+        first = next((fault for fault in errors if fault["loc"] == ("format",)), errors[0])
         where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path / MANIFEST} cannot be used: {where}: {first['msg']}") from error
+        hint = (
+            f": {first['msg']}; curate the source again with --overwrite" if where == "format" else f": {first['msg']}"
+        )
+        raise ValueError(f"{path / MANIFEST} cannot be used: {where}{hint}") from error

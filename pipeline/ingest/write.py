@@ -1,8 +1,9 @@
-"""The writing side of a store: shards from the tasks, then index, refusals and the manifest, which seals it."""
+"""The writing side of a store: shards and sidecars from the tasks, then index and manifest, which seals it."""
 
 import io
 import json
 import os
+import shutil
 import tarfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,23 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.ingest.store import INDEX, MANIFEST, REFUSED, SHARDS, Manifest, ShardEntry, file_sha256, read_manifest
+from pipeline.ingest.store import (
+    DATA_CARD,
+    DATA_CARD_JSON,
+    FILES,
+    INDEX,
+    MANIFEST,
+    REFUSED,
+    SELECTIONS,
+    SHARDS,
+    Manifest,
+    ShardEntry,
+    file_sha256,
+)
 
-STARTED = "unsealed.json"  # marks a folder as ours until it is sealed; then it is removed
+STARTED = "unsealed.json"  # marks a folder as ours, and names its plan, until it is sealed; then it is removed
+UNITS = "units"  # what each task leaves: sidecars and a report; removed when the store is sealed
+_SIDECAR_ROWS = 1000
 MAX_SAMPLES_PER_UNIT = 10_000_000
 
 
@@ -52,6 +67,10 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._finish(keep=kind is None)
+
+    def close(self) -> None:
+        """Ends the last shard."""
+        self._finish(keep=True)
 
     def add(self, position: int, jpeg: bytes, captions: list[str], record: Mapping[str, object]) -> tuple[str, int]:
         """Appends the sample at `position` of the unit; returns the shard's name and the JPEG's byte offset in it."""
@@ -96,8 +115,50 @@ def _append(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(info, io.BytesIO(data))
 
 
-def begin(store: Path, overwrite: bool) -> None:
-    """Makes `store` an empty, unsealed store; clears what an interrupted curate (or, to overwrite, a sealed one) left.
+class Sidecar:
+    """A Parquet file that grows by rows, in bounded memory, and appears whole or not at all."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path, self._schema, self._rows = path, schema, list[dict[str, object]]()
+        self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        self._parquet: pq.ParquetWriter | None = pq.ParquetWriter(self._temporary, schema, compression="zstd")
+
+    def __enter__(self) -> "Sidecar":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._parquet is not None:
+            self._parquet.close()
+            self._temporary.unlink()
+
+    def add(self, row: dict[str, object]) -> None:
+        """Appends a row."""
+        self._rows.append(row)
+        if len(self._rows) >= _SIDECAR_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """Ends the file and gives it its name; without this, leaving the block removes it."""
+        assert self._parquet is not None
+        self._flush()
+        self._parquet.close()
+        self._parquet = None
+        with self._temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        self._temporary.replace(self._path)
+
+    def _flush(self) -> None:
+        assert self._parquet is not None
+        if self._rows:
+            self._parquet.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+
+def begin(store: Path, plan_digest: str, overwrite: bool) -> None:
+    """Makes `store` an unsealed store of this plan. What an interrupted curation of the same plan finished stays; what
+    another plan (or, to overwrite, a sealed store) left is cleared.
 
     Raises:
         ValueError: the folder holds something that is no store of ours.
@@ -105,23 +166,47 @@ def begin(store: Path, overwrite: bool) -> None:
     if store.exists() and not store.is_dir():
         raise ValueError(f"{store} is a file: choose another --to")
     if overwrite and (store / MANIFEST).exists():
-        read_manifest(store)  # refuses a manifest.json that is not ours
+        _check_ours(store)
     elif not (store / STARTED).exists() and store.exists() and any(store.iterdir()):
         raise ValueError(f"{store} is neither empty nor an interrupted store: choose another --to")
     store.mkdir(parents=True, exist_ok=True)
-    with replaced(store / STARTED) as file:
-        file.write(b"{}")
+    if (store / MANIFEST).exists() or not _same_plan(store, plan_digest):
+        with replaced(store / STARTED) as file:
+            file.write(json.dumps({"plan": ""}).encode())  # ours, but nothing in it is to be kept
+        for name in (MANIFEST, INDEX, REFUSED, FILES, DATA_CARD, DATA_CARD_JSON):
+            (store / name).unlink(missing_ok=True)
+        for name in (SHARDS, UNITS, SELECTIONS):
+            shutil.rmtree(store / name, ignore_errors=True)
     (store / SHARDS).mkdir(exist_ok=True)
-    for name in (MANIFEST, INDEX, REFUSED):
-        (store / name).unlink(missing_ok=True)
+    (store / UNITS).mkdir(exist_ok=True)
     clear_temporary(store)
-    for path in (store / SHARDS).glob("[0-9]*.tar"):
-        path.unlink()
+    with replaced(store / STARTED) as file:
+        file.write(json.dumps({"plan": plan_digest}).encode())
+
+
+def _check_ours(store: Path) -> None:
+    """Raises ValueError for a manifest.json that no version of feral has written."""
+    try:
+        manifest = json.loads((store / MANIFEST).read_bytes())
+        ours = {"format", "listing", "digest", "index_sha256"} <= manifest.keys()
+    except (ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise ValueError(
+            f"{store / MANIFEST} is not a store's: --overwrite would delete foreign files; choose another --to"
+        )
+
+
+def _same_plan(store: Path, plan_digest: str) -> bool:
+    try:
+        return json.loads((store / STARTED).read_text()).get("plan") == plan_digest
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def clear_temporary(store: Path) -> None:
-    """Removes what tasks that were killed in the middle of a shard left behind."""
-    for path in (store / SHARDS).glob(".*.tmp"):
+    """Removes what tasks that were killed in the middle of a file left behind."""
+    for path in [*(store / SHARDS).glob(".*.tmp"), *(store / UNITS).glob(".*.tmp")]:
         path.unlink(missing_ok=True)
 
 
@@ -138,3 +223,4 @@ def seal(store: Path, manifest: Manifest) -> None:
     with replaced(store / MANIFEST) as file:
         file.write(manifest.model_dump_json(indent=1).encode())
     (store / STARTED).unlink()
+    shutil.rmtree(store / UNITS)  # all of it is in the index now

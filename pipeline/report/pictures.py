@@ -179,7 +179,7 @@ def _held_back(store: Store) -> np.ndarray:
 
 def _plain_batch(experiment: Experiment, store: Store, numbers: np.ndarray) -> tuple[DeviceViews, Batch]:
     """Centre crops as evaluation sees them."""
-    reader = Reader(tuple(str(path) for path in store.shard_paths), CenterCrop(experiment.encoder.image_size))
+    reader = Reader(CenterCrop(experiment.encoder.image_size), place=store.place)
     columns = reader.read(reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64)))
     views = DeviceViews(experiment.views, seed=0, plain=True)
     torch.set_num_threads(min(4, os.cpu_count() or 1))  # the reader left it at one

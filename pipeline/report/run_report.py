@@ -16,7 +16,8 @@ import torch
 
 from pipeline.evaluate.protocol import Evaluation, Score
 from pipeline.experiment import Experiment, describe
-from pipeline.ingest.store import Store
+from pipeline.ingest.selection import read_selection
+from pipeline.ingest.store import DATA_CARD, Store
 from pipeline.ingest.write import replaced
 from pipeline.report import pictures
 from pipeline.report.curves import Rows, attempts, draw_curves
@@ -80,7 +81,7 @@ def _part(make: Callable[[], Any]) -> Part:
 def _content(run: Run) -> dict[str, Any]:
     experiment, evaluation, rows = run.experiment, run.evaluation, read_metrics(run.path)
     checkpoint = run.newest_checkpoint()
-    opened = _part(lambda: Store(experiment.data.store))
+    opened = _part(experiment.data.open)
     store: Store | None = opened.content
 
     def of_store(make: Callable[[Store], Any]) -> Part:
@@ -113,7 +114,7 @@ def _content(run: Run) -> dict[str, Any]:
         "agreement": pictures.agreement(found.content or []),
         "reconstructions": rebuilt,
         "retrieved": retrieved,
-        "data": of_store(data_card),
+        "data": of_store(data_summary),
         "commands": [
             {**note, "line": shlex.join(note["command"]), "versions": {"python": note["python"], **note["packages"]}}
             for note in run.commands
@@ -238,21 +239,26 @@ def _title(score: Score) -> str:
 # ---- data ----------------------------------------------------------------------------------------------------------
 
 
-def data_card(store: Store) -> dict[str, Any]:
-    """What the store holds, as its manifest and index say."""
-    labels = store.index["label"].to_numpy()
+def data_summary(store: Store) -> dict[str, Any]:
+    """What was trained on: the store and its selection, as manifest, index and the selection's card say."""
+    numbers = np.concatenate([store.select("train"), store.select("test")])
+    labels = store.index["label"].to_numpy()[numbers]
     counts = np.bincount(labels[labels >= 0], minlength=len(store.manifest.classes))
     sides = {
-        name: np.quantile(store.index[name].to_numpy(), (0, 0.5, 1)).astype(int).tolist()
+        name: np.quantile(store.index[name].to_numpy()[numbers], (0, 0.5, 1)).astype(int).tolist()
         for name in ("width", "height")
     }
+    seconds = [value for name, value in store.manifest.seconds.items() if not name.startswith("tasks")]
     return {
         "manifest": store.manifest,
+        "selection": read_selection(store, store.selection),
         "path": store.path,
+        "card": store.path / DATA_CARD,
         "classes": list(zip(store.manifest.classes, counts.tolist(), strict=True)),
         "unlabelled": int((labels < 0).sum()),
         "sizes": [f"{width} × {height}" for width, height in zip(sides["width"], sides["height"], strict=True)],
         "bytes": sum(shard.bytes for shard in store.manifest.shards),
+        "seconds": sum(seconds),
     }
 
 

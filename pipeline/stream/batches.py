@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
-from pipeline.ingest.store import Store
+from pipeline.ingest.store import DEFAULT, Store
 from pipeline.stream.patience import Patience
 from pipeline.stream.plan import Plan
 from pipeline.stream.read import Columns, Reader
@@ -25,8 +25,13 @@ SEGMENT_SAMPLES = 2**20  # one Ray Data execution: bounds the memory for referen
 
 class DataConfig(Config):
     store: str = Field("", description="a sealed store, made by `feral curate`")
+    selection: str = Field(DEFAULT, description="which of its samples: a name given to `feral select`")
     batch_size: int = Field(256, ge=2, description="global: over all workers")
     lanes: int = Field(16, ge=1, description="equal shares of each batch; the most workers that can ever join")
+
+    def open(self) -> Store:
+        """The store, through the selection."""
+        return Store(self.store, self.selection)
 
 
 @dataclass(frozen=True)

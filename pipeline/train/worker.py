@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.experiment import Experiment, build_experiment
+from pipeline.ingest.blocklist import replaced_numbers
 from pipeline.ingest.store import Store
 from pipeline.run import Run
 from pipeline.stream.batches import Stream, captioned, to_batch
@@ -21,7 +22,7 @@ from ssl_models.objectives import build_objective
 
 def open_stream(experiment: Experiment, store: Store) -> Stream:
     """The training stream of an experiment: the train split, and only captioned samples where text is read."""
-    selection = store.select("train")
+    selection = store.select("train", with_blocked=True)
     if experiment.needs_text:
         selection = captioned(store, selection)
     seed = experiment.training.seed
@@ -32,12 +33,12 @@ def open_stream(experiment: Experiment, store: Store) -> Stream:
         seed=seed,
     )
     reader = Reader(
-        shard_paths=tuple(str(path) for path in store.shard_paths),
+        place=store.place,
         geometry=RandomCrops(experiment.views, experiment.encoder.image_size, experiment.num_views, seed),
         seed=seed,
         context_length=experiment.context_length,
     )
-    return Stream(store, selection, plan, reader)
+    return Stream(store, replaced_numbers(selection, store.blocked), plan, reader)
 
 
 def fresh_state(experiment: Experiment, device: torch.device) -> TrainState:
@@ -63,7 +64,7 @@ def train_worker(config: dict[str, Any]) -> None:
     checkpoint = run.newest_checkpoint()
     if checkpoint is not None:
         checkpoint.restore(state)
-    stream = open_stream(experiment, Store(Path(experiment.data.store)))
+    stream = open_stream(experiment, experiment.data.open())
     views = DeviceViews(experiment.views, experiment.training.seed)
     writer = MetricsWriter(run.path, state.step) if rank == 0 else None
 

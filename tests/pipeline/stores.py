@@ -10,10 +10,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipeline import curate as curation
 from pipeline.experiment import Experiment, build_experiment
-from pipeline.ingest import curate as curation
-from pipeline.ingest.curate import CurateConfig, curate, curate_unit
+from pipeline.ingest.config import CurateConfig
+from pipeline.ingest.sources import Unit
 from pipeline.ingest.store import Store
+from pipeline.select.policy import Inputs, Policy
+
+EVERYTHING = Policy(near_distance=None)  # exact duplicates only: generated pictures may look alike
 
 
 def write_dump(root: Path, count: int, side: int = 24, classes: tuple[str, ...] = ("red", "green", "blue")) -> Path:
@@ -30,17 +34,26 @@ def write_dump(root: Path, count: int, side: int = 24, classes: tuple[str, ...] 
     return root
 
 
-def curate_here(source: Path, store: Path, config: CurateConfig) -> Store:
+def curate_here(
+    source: Path | str,
+    store: Path,
+    config: CurateConfig = CurateConfig(),
+    policy: Policy = EVERYTHING,
+    inputs: Inputs | None = None,
+    *,
+    overwrite: bool = False,
+) -> Store:
     """Curates in this process: the same units in a plain loop, for tests that need a store but no Ray."""
 
-    def run(plan: Any, store: Path, config: CurateConfig, tell: Any) -> list[pa.Table]:
-        batches = [pa.table({"unit": [unit.model_dump_json()]}) for unit in plan.units]
-        return [table for batch in batches for table in curate_unit(batch, plan.root, store, config, plan.class_names)]
+    def run(units: list[Unit], task: Any, watch: Any) -> None:
+        for unit in units:
+            for progress in task(pa.table({"unit": [unit.model_dump_json()]})):
+                watch.take(progress)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curation, "_run", run)
+        patch.setattr(curation, "_run_units", run)
         patch.setattr(curation, "connected", lambda address: contextlib.nullcontext())
-        curate(source, store, config)
+        curation.curate(source, store, config, policy=policy, inputs=inputs, overwrite=overwrite)
     return Store(store)
 
 

@@ -22,12 +22,12 @@ from PIL import Image
 
 from pipeline.evaluate.protocol import Evaluation, Score
 from pipeline.experiment import Experiment, build_experiment
-from pipeline.ingest.curate import CurateConfig
+from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
 from pipeline.report import run_report
 from pipeline.report.curves import draw_curves
 from pipeline.report.pictures import neighbours, reconstructions, retrieved_captions, training_views
-from pipeline.report.run_report import data_card, verdict, wilson, write_report
+from pipeline.report.run_report import data_summary, verdict, wilson, write_report
 from pipeline.run import Run
 from pipeline.stream.batches import to_batch
 from pipeline.stream.views import DeviceViews
@@ -292,7 +292,7 @@ def test_without_its_store_a_run_still_has_scores_and_curves(store: Store, tmp_p
 def test_a_report_that_fails_leaves_the_old_one(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", experiment_of("simclr", store), store)
     run.report_file.write_text("old")
-    monkeypatch.setattr(run_report, "data_card", lambda store: {})  # the template is strict
+    monkeypatch.setattr(run_report, "data_summary", lambda store: {})  # the template is strict
     with pytest.raises(Exception, match="has no attribute 'manifest'"):
         write_report(run)
     assert run.report_file.read_text() == "old"
@@ -300,7 +300,7 @@ def test_a_report_that_fails_leaves_the_old_one(store: Store, tmp_path: Path, mo
 
 
 def test_the_data_card_counts_what_the_manifest_counts(store: Store) -> None:
-    card = data_card(store)
+    card = data_summary(store)
     assert card["manifest"].refused == {"format_forbidden": 1}
     assert card["classes"] == [("cat", 20), (CLASSES[1], 20)]
     assert card["sizes"] == ["40 × 32"] * 3

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.ingest.decode import Decoded, Refusal, canonical
+from pipeline.ingest.decode import Decoded, canonical, full_pixels
+from pipeline.ingest.decode import decoded as picture_of
+from pipeline.ingest.refusals import Refusal
 
 Encode = Callable[..., bytes]
 
@@ -143,6 +145,56 @@ def test_of_an_animation_the_first_frame_is_kept(encode: Encode, format: str) ->
     got = pixels(encode(frames[0], format, save_all=True, append_images=frames[1:]))
     assert got[..., 0].min() > 200
     assert got[..., 1:].max() < 60
+
+
+def test_flags_and_natural_size_tell_what_came(encode: Encode) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb = Image.new("RGB", (40, 30), "red")
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green")]
+    told = {
+        encode(rgb): (),
+        encode(rgb, "TIFF", exif=exif): ("rotated",),
+        encode(rgb, "JPEG", exif=exif): ("rotated",),
+        encode(rgb.convert("RGBA")): ("alpha",),
+        encode(rgb.convert("LA")): ("alpha", "gray"),
+        encode(rgb.convert("L"), "JPEG"): ("gray",),
+        encode(rgb.convert("1"), "TIFF"): ("gray",),
+        encode(rgb.convert("CMYK"), "JPEG"): ("cmyk",),
+        encode(rgb.quantize(4)): ("palette",),
+        encode(rgb, "JPEG", icc_profile=b"profile"): ("icc",),
+        encode(Image.new("I;16", (40, 30), 7)): ("gray", "gray16"),
+        encode(Image.linear_gradient("L").convert("F"), "TIFF"): ("gray", "float"),
+        encode(frames[0], "GIF", save_all=True, append_images=frames[1:]): ("multi_frame", "palette"),
+        encode(frames[0], "PNG", save_all=True, append_images=frames[1:]): ("multi_frame",),
+        encode(frames[0], "WEBP", save_all=True, append_images=frames[1:]): ("multi_frame",),
+        encode(frames[0], "TIFF", save_all=True, append_images=frames[1:]): ("multi_frame",),
+        encode(frames[0], "MPO", save_all=True, append_images=frames[1:]): ("multi_frame",),
+    }
+    for raw, flags in told.items():
+        got = picture_of(raw, 16)
+        assert got.flags == flags
+        assert got.format == ("JPEG" if raw.startswith(b"\xff\xd8") else Image.open(io.BytesIO(raw)).format)
+        natural = (30, 40) if "rotated" in flags else (256, 256) if "float" in flags else (40, 30)
+        assert (got.width, got.height) == natural
+        assert min(got.rgb.size) == 16
+        assert full_pixels(raw).shape == (natural[1], natural[0], 3)
+
+
+def test_full_pixels_are_those_of_the_file_whatever_its_size(picture: Encode) -> None:
+    raw = picture(size=(1300, 1200))
+    assert (full_pixels(raw) == np.asarray(Image.open(io.BytesIO(raw)))).all()
+    with pytest.raises(Refusal, match="pixels_over_cap"):
+        full_pixels(raw, max_pixels=10**6)
+
+
+def test_damage_behind_the_pixels_of_a_png_is_forgiven_and_damage_in_them_is_not(picture: Encode) -> None:
+    whole = picture(format="PNG")
+    for harmless in (whole[:-12], whole[:-6], whole[:-12] + b"\0\0\1\0tEXtcut", whole[:-12] + b"rubbish" * 9):
+        assert decoded(harmless).pixels == decoded(whole).pixels
+    middle = len(whole) // 2
+    for harmful in (whole[:-40], whole[:middle], whole[:middle] + b"\0\1\2\3" + whole[middle + 4 :]):
+        assert refusal(harmful).reason == "decode_failed"
 
 
 @pytest.mark.parametrize("size", [(60, 40), (2400, 1600)])  # the larger is decoded at a fraction

@@ -4,35 +4,41 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline.ingest import curate as module
-from pipeline.ingest.curate import CurateConfig, Progress, curate, curate_unit
-from pipeline.ingest.sources import Plan
+from pipeline import curate as module
+from pipeline.curate import Progress
+from pipeline.ingest.config import CurateConfig
+from pipeline.ingest.selection import read_decisions
+from pipeline.ingest.sources import Unit
 from pipeline.ingest.store import Manifest, Store
 from pipeline.ingest.write import ShardWriter, begin
+from pipeline.select.policy import Policy
 
 Write = Callable[..., Path]
 Make = Callable[..., bytes]
+EXACT = Policy(near_distance=None)
+
+
+def curate(source: Path, store: Path, config: CurateConfig, tell: Any = None, **options: Any) -> Manifest:
+    return module.curate(source, store, config, policy=EXACT, on_progress=tell, **options)
 
 
 @pytest.fixture(autouse=True)
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs the tasks one after the other, last unit first, without Ray."""
 
-    def run(plan: Plan, store: Path, config: CurateConfig, tell: Callable[[Progress], None]) -> list[pa.Table]:
-        batches = [pa.table({"unit": [unit.model_dump_json()]}) for unit in reversed(plan.units)]
-        return [
-            report
-            for batch in batches
-            for report in curate_unit(batch, plan.root, store, config, plan.class_names)
-        ]  # fmt: skip
+    def run(units: list[Unit], task: Any, watch: Any) -> None:
+        for unit in reversed(units):
+            for progress in task(pa.table({"unit": [unit.model_dump_json()]})):
+                watch.take(progress)
 
-    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(module, "_run_units", run)
     monkeypatch.setattr(module, "connected", lambda address: io.StringIO())  # any context manager
 
 
@@ -52,7 +58,7 @@ def sealed(source: Path, **settings: int) -> Store:
 def test_every_sample_can_be_read_by_its_number(source: Path) -> None:
     store = sealed(source)
     assert store.manifest.kept == store.index.num_rows == 10
-    assert len(store.shard_paths) == 3
+    assert len(store.paths) == 3
     for row in store.index.to_pylist():
         image = Image.open(io.BytesIO(store.read(row["number"])))
         assert image.size == (row["width"], row["height"]) == (40, 20 + int(row["source"][4]))
@@ -68,6 +74,7 @@ def test_splits_are_disjoint_and_complete(source: Path) -> None:
     assert train.dtype == np.int64
     assert sorted([*train, *test]) == list(range(10))
     assert store.manifest.splits == {"train": len(train), "test": len(test)}
+    assert store.count("train") == len(train)
     with pytest.raises(ValueError, match="'val' is unknown"):
         store.select("val")  # type: ignore[arg-type]
 
@@ -78,8 +85,12 @@ def test_what_was_not_kept_is_counted_and_listed(source: Path, picture: Make, wr
     assert store.manifest.seen == 13
     assert store.manifest.refused == {"decode_failed": 1, "dup_exact": 1, "format_forbidden": 1}
     assert {row["source"]: row["reason"] for row in store.refused.to_pylist()} == {
-        "dog/page.html": "format_forbidden", "dog/copy.jpg": "dup_exact", "cat/cut.jpg": "decode_failed",
+        "dog/page.html": "format_forbidden", "cat/cut.jpg": "decode_failed",
     }  # fmt: skip
+    sources = store.index["source"].to_pylist()
+    decisions = {sources[row]: value for row, value in enumerate(read_decisions(store, "default").to_pylist())}
+    assert decisions["dog/copy.jpg"] == {"reason": "dup_exact", "because": sources.index("cat/0.jpg")}
+    assert sum(value["reason"] is None for value in decisions.values()) == store.manifest.kept == 10
 
 
 def test_training_never_sees_a_test_picture(tmp_path: Path, write: Write, picture: Make) -> None:
@@ -90,9 +101,9 @@ def test_training_never_sees_a_test_picture(tmp_path: Path, write: Write, pictur
     source = write(tmp_path / "source", {"a/0.png": raw, "test/0.bmp": again.getvalue(), "train/0.png": raw,
                                          "train/1.png": picture(1, format="PNG")})  # fmt: skip
     store = sealed(source)
-    assert list(zip(store.index["source"].to_pylist(), store.index["split"].to_pylist(), strict=True)) == [
-        ("test/0.bmp", "test"), ("train/1.png", "train"),
-    ]  # fmt: skip
+    sources = store.index["source"].to_pylist()
+    assert [sources[number] for number in store.select("test")] == ["test/0.bmp"]
+    assert [sources[number] for number in store.select("train")] == ["train/1.png"]
     assert store.manifest.refused == {"dup_exact": 2}
 
 
@@ -110,14 +121,11 @@ def test_the_same_source_gives_the_same_store_and_the_order_of_files_the_same_di
     moved = write(tmp_path / "moved/source", {str(name): path.read_bytes() for name, path in others.items()})
     write(moved, {"dog/x9.txt": "a dog"})
     other = sealed(moved)
-    assert other.manifest.digest == first.manifest.digest
+    assert other.manifest.selection == first.manifest.selection
     assert other.index["id"].to_pylist() != first.index["id"].to_pylist()
-    assert sealed_digest(source, side=100) != first.manifest.digest
-
-
-def sealed_digest(source: Path, **settings: int) -> str:
-    store = source.parent / "another store"
-    return curate(source, store, CurateConfig(samples_per_shard=4, **settings)).digest  # type: ignore[arg-type]
+    third = curate(source, source.parent / "another store", CurateConfig(samples_per_shard=4, side=100))
+    assert third.digest != first.manifest.digest
+    assert third.selection == first.manifest.selection
 
 
 def test_curating_twice_does_nothing_and_anything_else_is_refused(source: Path, write: Write) -> None:
@@ -125,25 +133,73 @@ def test_curating_twice_does_nothing_and_anything_else_is_refused(source: Path, 
     told: list[Progress] = []
     assert curate(source, first.path, CurateConfig(samples_per_shard=4), told.append) == first.manifest
     assert [progress.sealed_before for progress in told] == [True]
-    with pytest.raises(ValueError, match=r"side 288 → 100.*choose another --to, or replace it with --overwrite"):
+    with pytest.raises(ValueError, match=r"side 288 → 100.*choose another --to, replace it with --overwrite"):
         sealed(source, side=100)
     write(source, {"cat/new.jpg": b"x"})
     with pytest.raises(ValueError, match="files were added to, removed from or changed"):
         sealed(source)
 
 
-def test_an_interrupted_curation_leaves_no_store_and_can_be_run_again(
+def test_an_interrupted_curation_leaves_no_store_and_goes_on_from_the_units_that_were_done(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    whole = curate(source, source.parent / "whole", CurateConfig(samples_per_shard=4))
+    runs = module._run_units
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_table", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_run_units", lambda units, *rest: (runs(units[1:], *rest), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
             sealed(source)
     with pytest.raises(ValueError, match="interrupted curate, then run it again"):
         Store(source.parent / "store")
-    (source.parent / "store/shards/99999.tar").write_bytes(b"of a larger source")
+    done: list[int] = []
+    monkeypatch.setattr(
+        module, "_run_units", lambda units, *rest: done.extend(u.number for u in units) or runs(units, *rest)
+    )
+    told: list[Progress] = []
+    manifest = curate(source, source.parent / "store", CurateConfig(samples_per_shard=4), told.append)
+    assert done == [0]
+    assert told[0].resumed == 2
+    assert told[-1].seen == manifest.seen == 11
+    assert (manifest.digest, manifest.selection, manifest.index_sha256) == (
+        whole.digest, whole.selection, whole.index_sha256,
+    )  # fmt: skip
+    assert manifest.shards == whole.shards
+
+
+def test_what_another_interrupted_curation_left_is_not_taken_for_this_one(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "build_index", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sealed(source, side=16)
     store = sealed(source)
-    assert sorted(store.shard_paths) == sorted((store.path / "shards").iterdir())
+    assert min(store.index["height"].to_pylist()) == 20
+    assert sorted(store.paths.to_pylist()) == sorted(str(path) for path in (store.path / "shards").iterdir())
+
+
+def test_a_unit_that_kills_its_workers_costs_itself_and_is_reported(
+    source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs, crashes = module._run_units, [0]
+
+    def crashing(units: list[Unit], task: Any, watch: Any) -> Exception | None:
+        bad = next((unit for unit in units if unit.number == 1), None)
+        runs([unit for unit in units if unit is not bad], task, watch)
+        if bad is None:
+            return None
+        crashes[0] += 1
+        (tmp_path / "store/units/00001.attempts").write_bytes(b"..." if crashes[0] == 2 else b".")
+        return RuntimeError("SIGSEGV") if crashes[0] < 5 else None
+
+    monkeypatch.setattr(module, "_run_units", crashing)
+    monkeypatch.setattr(module, "MAX_IDLE", 2)
+    store = sealed(source)
+    assert crashes[0] == 2
+    [damage] = store.manifest.damaged
+    assert (damage.reason, damage.lost) == ("quarantined", 4)
+    assert store.manifest.lost == 4 == (store.manifest.declared or 0) - store.manifest.seen
+    assert "RuntimeError" in damage.why
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -153,7 +209,8 @@ def test_a_folder_of_something_else_is_never_touched(source: Path, overwrite: bo
     (store / "shards").mkdir(parents=True)
     (store / "shards/00000.tar").write_bytes(b"precious")
     (store / foreign).write_text("{}")
-    with pytest.raises(ValueError, match=r"neither empty nor an interrupted store|manifest\.json cannot be used"):
+    refusal = r"neither empty nor an interrupted store|manifest\.json (is not a store's|cannot be used)"
+    with pytest.raises(ValueError, match=refusal):
         curate(source, store, CurateConfig(), overwrite=overwrite)
     assert (store / "shards/00000.tar").read_bytes() == b"precious"
 
@@ -167,7 +224,7 @@ def test_a_store_within_its_source_is_refused_and_the_other_way_round(source: Pa
 
 def test_a_source_of_rejects_only_says_so_and_seals_nothing(tmp_path: Path, write: Write) -> None:
     source = write(tmp_path / "source", {"a.jpg": "<html>", "b.jpg": ""})
-    with pytest.raises(ValueError, match=r"nothing in .*'format_forbidden': 1.*refused\.parquet lists"):
+    with pytest.raises(ValueError, match=r"nothing in .*'format_forbidden': 1.*refused\.parquet lists every file"):
         sealed(source)
     assert (tmp_path / "store/refused.parquet").exists()
     with pytest.raises(ValueError, match="not a sealed store"):
@@ -179,7 +236,7 @@ def test_damage_to_a_store_is_refused_with_the_way_out(source: Path) -> None:
     with pytest.raises(ValueError, match=r"no store at .*: make one with `feral curate"):
         Store(source.parent / "nowhere")
 
-    shard = store.shard_paths[0]
+    shard = Path(store.paths[0].as_py())
     shard.write_bytes(shard.read_bytes()[:600])
     with pytest.raises(ValueError, match="ends before sample 0"):
         store.read(0)
@@ -188,14 +245,17 @@ def test_damage_to_a_store_is_refused_with_the_way_out(source: Path) -> None:
     index.write_bytes(index.read_bytes().replace(b"dog", b"cat", 1))
     with pytest.raises(ValueError, match=r"index\.parquet is missing or not the one that was sealed"):
         Store(store.path)
-    for change, message in (({"format": 2}, "store format 2 is unknown"), ({"more": 1}, "more: Extra inputs")):
+    for change, message in (
+        ({"format": 1}, "store format 1 is unknown.*curate the source again"),
+        ({"more": 1}, "more: Extra inputs"),
+    ):
         manifest.write_text(json.dumps(store.manifest.model_dump() | change))
         with pytest.raises(ValueError, match=message):
             Store(store.path)
 
 
 def test_a_shard_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
-    begin(tmp_path / "store", overwrite=False)
+    begin(tmp_path / "store", "plan", overwrite=False)
     with pytest.raises(TypeError), ShardWriter(tmp_path / "store", 0, 10) as writer:
         writer.add(0, b"jpeg", [], {"no": b"JSON"})
     assert list((tmp_path / "store/shards").iterdir()) == []

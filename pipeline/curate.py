@@ -1,0 +1,302 @@
+"""Curation: a source of untrusted images becomes a sealed store, with a selection of what a policy keeps of it.
+
+Ray Data runs one task a unit; a task leaves its shards and a sidecar, and only counts come back to the driver, which
+joins the sidecars to the index, applies the policy and seals. A unit that is done is done: a killed curation goes on
+from there.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import __version__ as pillow_version
+from PIL import features
+
+from pipeline.cluster import connected, refuse_unsafe_settings
+from pipeline.ingest.blocklist import block
+from pipeline.ingest.config import CurateConfig
+from pipeline.ingest.index import Indexed, build_index
+from pipeline.ingest.selection import DECISIONS, Selection
+from pipeline.ingest.sources import Plan, Unit, list_source
+from pipeline.ingest.store import DEFAULT, INDEX, MANIFEST, REFUSED, SELECTIONS, Manifest, Store, read_manifest
+from pipeline.ingest.task import UnitReport, attempts_file, curate_unit, leave_quarantined, report_file
+from pipeline.ingest.write import begin, seal
+from pipeline.report.data_card import write_data_card
+from pipeline.select.policy import PRESETS, Inputs, Policy
+from pipeline.select.selecting import select_new
+
+MAX_UNITS = 100_000  # five digits of a shard's name
+MAX_ATTEMPTS = 3  # at a unit that kills its worker
+MAX_IDLE = 3  # failures of the whole without any progress
+DECODER = {"pillow": pillow_version, "libjpeg": features.version("libjpeg_turbo") or features.version("jpg")}
+CLEAN = PRESETS["clean"][0]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a curation is."""
+
+    stage: str = "listing"
+    seen: int = 0
+    admitted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    declared: int | None = None  # None where only reading can tell
+    resumed: int = 0  # units that an earlier, killed curation had finished
+    sealed_before: bool = False  # there was nothing to do
+    selection: Selection | None = None
+
+
+Tell = Callable[[Progress], None]
+
+
+def curate(
+    source: str | Path,
+    store: Path,
+    config: CurateConfig = CurateConfig(),
+    *,
+    policy: Policy = CLEAN,
+    inputs: Inputs | None = None,
+    on_progress: Tell | None = None,
+    overwrite: bool = False,
+    address: str | None = None,
+) -> Manifest:
+    """Curates `source` (a folder, file or URI) into a sealed store at `store`.
+
+    After an interruption, the same call goes on from the units that were finished. A sealed store that the same call
+    would make again is left alone. Uses the Ray that is connected, else joins the one at `address` or starts one; on
+    several machines, all must see the store, and a local source, at the same path.
+
+    Raises:
+        ValueError: no source, nothing in it that can be kept, or `store` holds something else.
+    """
+    refuse_unsafe_settings()
+    tell, inputs = on_progress or (lambda progress: None), inputs or Inputs()
+    store, stages = Path(os.path.abspath(store)), _Stages()
+    with stages("list"):
+        plan = list_source(
+            source, config.samples_per_shard, image_column=config.image_column, caption_column=config.caption_column,
+            compressed=config.compressed, in_place=config.in_place,
+        )  # fmt: skip
+        _check_apart(source, store)
+    if len(plan.units) > MAX_UNITS:
+        raise ValueError(f"{source} makes {len(plan.units)} shards, over {MAX_UNITS}: raise --samples-per-shard")
+    settings = {**config.model_dump(), "decoder": DECODER}
+    if (store / MANIFEST).exists() and not overwrite:
+        tell(Progress(sealed_before=True))
+        return _same(read_manifest(store), store, plan, config, policy, inputs)
+    begin(store, _digest(plan.listing, settings, inputs.block_list.digest), overwrite)
+    with stages("read and decode"):
+        progress = _read_and_decode(plan, store, config, inputs, address, tell)
+    with stages("index"):
+        tell(replace(progress, stage="indexing"))
+        indexed = build_index(store, len(plan.units), holdout=config.holdout, in_place=config.in_place)
+    with stages("select"):
+        tell(replace(progress, stage="selecting"))
+        selection = select_new(store, policy, inputs)
+    _check_not_empty(plan.root.shown, store, indexed, selection)
+    block(store, inputs.block_list)
+    manifest = _manifest(plan, indexed, selection, settings, policy, inputs, store, stages.seconds)
+    assert manifest.seen == manifest.kept + sum(manifest.refused.values()), manifest
+    assert manifest.declared is None or manifest.lost == manifest.declared - manifest.seen, manifest
+    seal(store, manifest)
+    write_data_card(Store(store), DEFAULT)
+    tell(replace(progress, stage="done", selection=selection))
+    return manifest
+
+
+class _Stages:
+    """Wall clock of each stage, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 3)
+
+
+def _check_apart(source: str | Path, store: Path) -> None:
+    if "://" in str(source):
+        return
+    places = Path(source).resolve(), store.resolve()
+    if any(one == other or one in other.parents for one, other in (places, places[::-1])):
+        raise ValueError(f"source {source} and store {store} lie within one another: choose a --to outside the source")
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _same(
+    manifest: Manifest, store: Path, plan: Plan, config: CurateConfig, policy: Policy, inputs: Inputs
+) -> Manifest:
+    """The sealed store's manifest, if curating again would make the same store."""
+    now = {**config.model_dump(mode="json"), **policy.model_dump(mode="json")}
+    then = {**manifest.config, **manifest.policy}
+    differs = [f"{name} {then.get(name)!r} → {value!r}" for name, value in now.items() if then.get(name) != value]
+    inputs_then = {name: digest for name, digest in manifest.inputs.items() if name != "block-list"}
+    inputs_now = {name: digest for name, digest in inputs.digests.items() if name != "block-list"}
+    if inputs_then != inputs_now:
+        differs.append("other evaluation sets or history")
+    if manifest.source != plan.root.shown:
+        differs.insert(0, f"source {manifest.source} → {plan.root.shown}")
+    elif manifest.listing != plan.listing:
+        differs.insert(0, f"files were added to, removed from or changed in {plan.root.shown}")
+    if differs:
+        raise ValueError(
+            f"{store} is sealed already, from something else ({'; '.join(differs)}), and a sealed store never changes: "
+            "choose another --to, replace it with --overwrite, or, for another policy only, use `feral select`"
+        )
+    block(store, inputs.block_list)
+    return manifest
+
+
+def _read_and_decode(
+    plan: Plan, store: Path, config: CurateConfig, inputs: Inputs, address: str | None, tell: Tell
+) -> Progress:
+    """Runs every unit that is not done yet. A unit that keeps killing its workers is quarantined, and costs itself."""
+    task = partial(curate_unit, root=plan.root, store=store, config=config, class_names=plan.class_names,
+                   blocked=inputs.block_list)  # fmt: skip
+    watch = _Watch(store, plan, tell)
+    for unit in plan.units:
+        attempts_file(store, unit.number).unlink(missing_ok=True)
+    if not watch.pending:
+        return watch.progress
+    with connected(address):
+        idle = 0  # failures in a row that neither finished a unit nor showed which one is to blame
+        while pending := watch.pending:
+            error = _run_units(pending, task, watch)
+            if error is None:
+                break
+            for unit in watch.pending:
+                if _attempts(store, unit) >= MAX_ATTEMPTS:
+                    leave_quarantined(store, unit, f"it killed {MAX_ATTEMPTS} workers ({type(error).__name__})")
+            idle = 0 if len(watch.pending) < len(pending) else idle + 1
+            if idle == MAX_IDLE:
+                raise ValueError(f"workers die of no unit in particular ({error}): run the command again") from error
+    assert not watch.pending, watch.pending
+    return watch.progress
+
+
+def _attempts(store: Path, unit: Unit) -> int:
+    path = attempts_file(store, unit.number)
+    return path.stat().st_size if path.exists() else 0
+
+
+class _Watch:
+    """What is known of all units while they run."""
+
+    def __init__(self, store: Path, plan: Plan, tell: Tell) -> None:
+        self._store, self._plan, self._tell = store, plan, tell
+        self._resumed = len(plan.units) - len(self.pending)
+        self._latest: dict[int, tuple[int, int, dict[str, int]]] = {}  # unit → seen, admitted, refused
+        for unit in plan.units:
+            if (path := report_file(store, unit.number)).exists():
+                report = UnitReport.model_validate_json(path.read_bytes())
+                self._latest[unit.number] = report.seen, report.admitted, report.refused
+        tell(self.progress)
+
+    @property
+    def pending(self) -> list[Unit]:
+        """The units that are not done."""
+        return [unit for unit in self._plan.units if not report_file(self._store, unit.number).exists()]
+
+    @property
+    def progress(self) -> Progress:
+        """All of it, as far as this process has seen it."""
+        seen, admitted, refused = 0, 0, Counter[str]()
+        for one, two, three in self._latest.values():
+            seen, admitted = seen + one, admitted + two
+            refused.update(three)
+        return Progress("decoding", seen, admitted, refused, self._plan.declared, self._resumed)
+
+    def take(self, block: pa.Table) -> None:
+        """Takes note of what a task says."""
+        for row in block.to_pylist():
+            self._latest[row["unit"]] = row["seen"], row["admitted"], json.loads(row["refused"])
+        self._tell(self.progress)
+
+
+def _run_units(units: list[Unit], task: Any, watch: _Watch) -> Exception | None:
+    """One Ray Data execution over some units. Returns the error if workers died over and over."""
+    import ray.data  # here, not above: reading a store needs no Ray
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+    logging.getLogger(ray.data.__name__).setLevel(logging.ERROR)  # its notes would tear a progress line
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = -1  # a large tar may take longer than any timeout
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # no other way to max_retries in Ray 2.60
+        tasks = ray.data.from_items(
+            [{"unit": unit.model_dump_json()} for unit in units], override_num_blocks=len(units)
+        ).map_batches(
+            task,
+            batch_size=1,
+            batch_format="pyarrow",
+            max_retries=MAX_ATTEMPTS - 1,  # Ray Data's default is for ever
+        )
+        try:
+            for found in tasks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                watch.take(found)
+        except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
+            return error
+    return None
+
+
+def _check_not_empty(source: str, store: Path, indexed: Indexed, selection: Selection) -> None:
+    if selection.kept:
+        return
+    reasons = dict(indexed.refused + Counter(selection.dropped))
+    way = "another --policy may keep some" if indexed.admitted else f"{store / REFUSED} lists every file"
+    raise ValueError(f"nothing in {source} could be kept; refused: {reasons}; {way}")
+
+
+def _manifest(
+    plan: Plan, indexed: Indexed, selection: Selection, settings: dict[str, Any], policy: Policy, inputs: Inputs,
+    store: Path, seconds: dict[str, float],
+) -> Manifest:  # fmt: skip
+    missing = sum(damage.lost or 0 for damage in plan.damaged)  # declared, and not even there to be read
+    captions = pq.read_table(store / INDEX, columns=["captions"])["captions"]
+    kept = pc.is_null(pq.read_table(store / SELECTIONS / DEFAULT / DECISIONS)["reason"])
+    return Manifest(
+        source=plan.root.shown,
+        in_place=settings["in_place"],
+        listing=plan.listing,
+        declared=None if plan.declared is None or indexed.declared is None else indexed.declared + missing,
+        seen=indexed.seen,
+        lost=indexed.lost + missing,
+        admitted=indexed.admitted,
+        kept=selection.kept,
+        refused=dict(sorted((indexed.refused + Counter(selection.dropped)).items())),
+        captioned=pc.sum(pc.and_(kept, pc.greater(pc.list_value_length(captions), 0))).as_py() or 0,
+        captions_dropped=indexed.captions_dropped,
+        classes=indexed.classes,
+        splits=selection.splits,
+        shards=indexed.shards,
+        damaged=(*plan.damaged, *indexed.damaged),
+        config=settings,
+        policy=policy.model_dump(mode="json"),
+        inputs=inputs.digests,
+        digest=_digest(indexed.content, settings),
+        selection=selection.digest,
+        index_sha256=indexed.index_sha256,
+        seconds=seconds | {f"tasks: {name}": round(value, 3) for name, value in indexed.task_seconds.items()},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,123 @@
+"""The operator's block-list: pictures that must never be used again, named by hash.
+
+A line names a picture: the sha256 of its file, or `phash:` and 16 hex digits of its perceptual hash (the column `phash`
+of a store's index), which also covers re-encoded and resized copies. `#` begins a comment. The list is honoured when a
+selection is made, and again whenever samples are read: a takedown works on stores that are sealed.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.ingest.store import BLOCKLIST
+from pipeline.ingest.write import replaced
+
+if TYPE_CHECKING:
+    from pipeline.ingest.store import Store
+
+NEAR = 3  # bits in which a perceptual hash may differ from a blocked one
+_LINE = re.compile(r"(?:sha256:)?([0-9a-f]{64})|phash:([0-9a-f]{16})")
+
+
+@dataclass(frozen=True)
+class BlockList:
+    """Blocked pictures: by sha256 (hex) and by perceptual hash."""
+
+    ids: frozenset[str] = frozenset()
+    hashes: tuple[int, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Names the content, whatever its order."""
+        return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
+
+    @property
+    def lines(self) -> list[str]:
+        """One line a picture, sorted."""
+        return sorted(self.ids) + [f"phash:{value:016x}" for value in sorted(self.hashes)]
+
+    def __or__(self, other: "BlockList") -> "BlockList":
+        return BlockList(self.ids | other.ids, tuple(sorted({*self.hashes, *other.hashes})))
+
+    def near(self, phash: int) -> bool:
+        """Whether a perceptual hash is near to a blocked one."""
+        return any((phash ^ value).bit_count() <= NEAR for value in self.hashes)
+
+    def blocks(self, ids: pa.ChunkedArray, hashes: np.ndarray) -> np.ndarray:
+        """Which of the samples (ids, perceptual hashes uint64) are blocked; (n,) bool."""
+        blocked = pc.is_in(ids, pa.array(sorted(self.ids), pa.string())).to_numpy(zero_copy_only=False).copy()
+        for value in self.hashes:
+            blocked |= np.bitwise_count(hashes ^ np.uint64(value)) <= NEAR
+        return blocked
+
+
+def read_block_list(path: Path) -> BlockList:
+    """Reads a block-list; none there means nothing is blocked.
+
+    Raises:
+        ValueError: a line that is neither a hash nor a comment. A list that is misread would block nothing.
+    """
+    return parse_block_list(path.read_text(errors="replace").splitlines() if path.exists() else [], str(path))
+
+
+def parse_block_list(lines: Iterable[str], where: str) -> BlockList:
+    """The pictures that lines name; `where` is shown to people. Raises ValueError as `read_block_list`."""
+    ids, hashes = set(), set()
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip().lower()
+        if not text:
+            continue
+        found = _LINE.fullmatch(text)
+        if found is None:
+            raise ValueError(
+                f"{where}, line {number}: {text[:80]!r} is no hash: write the 64 hex digits of a file's sha256, or "
+                "phash: and 16 hex digits"
+            )
+        if found[1]:
+            ids.add(found[1])
+        else:
+            hashes.add(int(found[2], 16))
+    return BlockList(frozenset(ids), tuple(sorted(hashes)))
+
+
+def block(store: Path, more: BlockList) -> BlockList:
+    """Adds to the block-list of the store at `store`; returns the whole list."""
+    whole = read_block_list(store / BLOCKLIST) | more
+    if whole == BlockList():
+        return whole
+    with replaced(store / BLOCKLIST) as file:
+        file.write("".join(f"{line}\n" for line in whole.lines).encode())
+    return whole
+
+
+def blocked_numbers(store: "Store") -> np.ndarray:
+    """Numbers (n,) int64 of the samples that the store's block-list names now, ascending."""
+    listed = read_block_list(store.path / BLOCKLIST)
+    if listed == BlockList():
+        return np.array([], np.int64)
+    columns = store.columns("id", "phash")
+    return np.flatnonzero(listed.blocks(columns["id"], columns["phash"].to_numpy())).astype(np.int64)
+
+
+def replaced_numbers(numbers: np.ndarray, blocked: np.ndarray) -> np.ndarray:
+    """`numbers` (n,) ascending, with each blocked one replaced by the next that is not (the first, after the last).
+
+    The order of training stays what it was for all other samples, so that a run can be resumed after a takedown.
+
+    Raises:
+        ValueError: nothing would be left.
+    """
+    bad = np.isin(numbers, blocked)
+    if not bad.any():
+        return numbers
+    if bad.all():
+        raise ValueError("the block-list names every sample of the selection: nothing is left to train on")
+    good = np.flatnonzero(~bad)
+    return numbers[good[np.searchsorted(good, np.arange(len(numbers))) % len(good)]]

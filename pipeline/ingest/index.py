@@ -1,0 +1,133 @@
+"""The index of a store, joined from what its units left, in the order of units: neither the number of workers nor the
+order in which they finished matters. Streams: memory does not grow with the number of samples."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.ingest.store import (
+    FILES,
+    INDEX,
+    INDEX_SCHEMA,
+    REFUSED,
+    REFUSED_SCHEMA,
+    Damage,
+    ShardEntry,
+    Split,
+    file_sha256,
+)
+from pipeline.ingest.task import UnitReport, report_file
+from pipeline.ingest.write import UNITS, replaced
+
+_ROWS = 50_000  # of a row group of the index
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What the units add up to. Always `seen == admitted + sum(refused.values())`."""
+
+    seen: int
+    admitted: int
+    refused: Counter[str]
+    declared: int | None  # None: not every unit declares how many it holds
+    lost: int  # known to have been there, and not seen
+    damaged: tuple[Damage, ...]
+    shards: tuple[ShardEntry, ...]
+    classes: tuple[str, ...]
+    captions_dropped: int
+    content: str  # sha256 over what was admitted: id, split as told, label, captions
+    index_sha256: str
+    task_seconds: dict[str, float]  # summed over units
+
+
+def build_index(store: Path, units: int, *, holdout: float, in_place: bool) -> Indexed:
+    """Writes index, refusals and, in place, the list of files, from the sidecars of all units."""
+    reports = [UnitReport.model_validate_json(report_file(store, unit).read_bytes()) for unit in range(units)]
+    names = sorted({name for report in reports for name in report.labels}, key=_by_number_then_name)
+    classes = names if len(names) > 1 else []  # one class tells nothing apart
+    shards = tuple(shard for report in reports for shard in report.shards)
+    files = {shard.name: number for number, shard in enumerate(shards)}
+    told = any(report.splits_told for report in reports)
+    with replaced(store / INDEX) as file, pq.ParquetWriter(file, INDEX_SCHEMA, compression="zstd") as index:
+        number = 0
+        for report in reports:
+            with pq.ParquetFile(store / UNITS / f"{report.unit:05d}.parquet") as sidecar:
+                for batch in sidecar.iter_batches(_ROWS):
+                    index.write_batch(_indexed(batch, number, files, classes, told, holdout))
+                    number += batch.num_rows
+    _join_refused(store, reports)
+    if in_place:
+        with replaced(store / FILES) as file:
+            pq.write_table(pa.table({"path": pa.array(list(files), pa.string())}), file, compression="zstd")
+    content = hashlib.sha256("".join(report.content for report in reports).encode()).hexdigest()
+    damaged = [damage for report in reports for damage in _damage(report)]
+    every = all(report.declared is not None for report in reports)
+    return Indexed(
+        seen=sum(report.seen for report in reports),
+        admitted=number,
+        refused=sum((Counter(report.refused) for report in reports), Counter()),
+        declared=sum(max(report.declared or 0, report.seen) for report in reports) if every else None,
+        lost=sum(_lost(report) for report in reports),
+        damaged=tuple(damaged),
+        shards=shards,
+        classes=tuple(classes),
+        captions_dropped=sum(report.captions_dropped for report in reports),
+        content=content,
+        index_sha256=file_sha256(store / INDEX),
+        task_seconds=dict(sum((Counter(report.seconds) for report in reports), Counter())),
+    )
+
+
+def _lost(report: UnitReport) -> int:
+    if report.declared is not None:
+        return max(0, report.declared - report.seen)
+    return sum(damage.lost or 0 for damage in report.damaged)
+
+
+def _damage(report: UnitReport) -> Iterable[Damage]:
+    """What the unit reports, and a difference from what its container declares that nothing else explains."""
+    yield from report.damaged
+    if report.declared is not None and report.declared != report.seen and not report.damaged:
+        yield Damage(
+            shard=report.name, reason="count_mismatch", saved=report.seen, lost=_lost(report),
+            why=f"it declares {report.declared} samples and holds {report.seen}",
+        )  # fmt: skip
+
+
+def _indexed(
+    batch: pa.RecordBatch, first: int, files: dict[str, int], classes: list[str], told: bool, holdout: float
+) -> pa.RecordBatch:
+    """Rows of a sidecar as rows of the index, the first with number `first`; new files are added to `files`."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    columns["number"] = pa.array(np.arange(first, first + batch.num_rows))
+    columns["shard"] = pa.array(
+        [files.setdefault(name, len(files)) for name in columns["file"].to_pylist()], pa.int32()
+    )
+    columns["label"] = pa.array([numbers.get(name, -1) for name in columns["label"].to_pylist()], pa.int32())
+    columns["split"] = pa.array(assign_splits(columns["id"].to_pylist(), columns["split"].to_pylist(), told, holdout))
+    return pa.record_batch([columns[name] for name in INDEX_SCHEMA.names], schema=INDEX_SCHEMA)
+
+
+def assign_splits(ids: list[str], named: list[Split | None], told: bool, holdout: float) -> list[Split]:
+    """The split of each sample. Where the source names splits, samples outside of them are for training; where it names
+    none, a share of `holdout` becomes test, by each sample's id alone."""
+    if told:
+        return [split or "train" for split in named]
+    return ["test" if int(id_[:13], 16) < holdout * 16**13 else "train" for id_ in ids]
+
+
+def _join_refused(store: Path, reports: list[UnitReport]) -> None:
+    with replaced(store / REFUSED) as file, pq.ParquetWriter(file, REFUSED_SCHEMA, compression="zstd") as refused:
+        for report in reports:
+            refused.write_table(pq.read_table(store / UNITS / f"{report.unit:05d}.refused.parquet"))
+
+
+def _by_number_then_name(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdecimal() and len(name) < 10 else (10**10, name)

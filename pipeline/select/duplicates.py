@@ -1,0 +1,110 @@
+"""Exact and near duplicates among perceptual hashes, found without comparing all pairs.
+
+Two 64-bit hashes that differ in at most d bits agree exactly in some of their bands (pigeonhole): with 4 bands in at
+least 4 - d, with 6 bands in at least 6 - d. So every pair meets in a bucket of some combination of bands: 4 keys of 16
+bits for small sets, 20 keys of about 32 bits, whose buckets stay small, for large ones (Manku et al., WWW 2007).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+MAX_DISTANCE = 3  # bits; a fourth would need other bands
+SMALL = 500_000  # hashes; above it, the finer keys pay
+MAX_BUCKET = 4096  # comparisons of a hash within one bucket; more are counted, not made
+THUMB_DISTANCE = 12.0  # mean absolute difference of two 4×4 RGB thumbnails, 0..255, that still is one picture
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Near pairs (m, 2) int64 of rows, first < second, each once, sorted by (second, first); `skipped` comparisons."""
+
+    rows: np.ndarray
+    skipped: int
+
+
+def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, distance: int) -> Pairs:
+    """All pairs within `distance` bits whose thumbnails also agree.
+
+    Args:
+        hashes: (n,) uint64. thumbs: (n, 48) uint8; a hash sees no colour, the thumbnail does.
+    """
+    assert 0 <= distance <= MAX_DISTANCE, distance
+    found, skipped = [np.empty((0, 2), np.int64)], 0
+    for key in _keys(hashes, distance):
+        order = np.argsort(key, kind="stable")
+        ends = np.searchsorted(key[order], key[order], side="right")
+        place = np.arange(len(order))
+        for lag in range(1, MAX_BUCKET + 1):
+            place = place[place + lag < ends[place]]
+            if not len(place):
+                break
+            first, second = order[place], order[place + lag]  # stable: first < second
+            close = np.bitwise_count(hashes[first] ^ hashes[second]) <= distance
+            first, second = first[close], second[close]
+            found.append(np.stack([first, second], 1)[_same_colours(thumbs, first, second)])
+        skipped += int(np.maximum(ends - np.arange(len(order)) - 1 - MAX_BUCKET, 0).sum())
+    pairs = np.unique(np.concatenate(found)[:, ::-1], axis=0)[:, ::-1]
+    return Pairs(pairs, skipped)
+
+
+def _keys(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
+    """The bits of each combination of bands that a pair within `distance` must share in at least one combination."""
+    bands = [16] * 4 if len(hashes) <= SMALL else [11, 11, 11, 11, 10, 10]
+    starts = np.cumsum([0, *bands])
+    for chosen in combinations(range(len(bands)), len(bands) - distance):
+        mask = sum(((1 << bands[band]) - 1) << int(starts[band]) for band in chosen)
+        yield hashes & np.uint64(mask)
+
+
+def _same_colours(thumbs: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    same = np.empty(len(first), bool)
+    for start in range(0, len(first), 2**16):  # bounds the memory of the difference
+        part = slice(start, start + 2**16)
+        difference = np.abs(thumbs[first[part]].astype(np.int16) - thumbs[second[part]])
+        same[part] = difference.mean(axis=1) <= THUMB_DISTANCE
+    return same
+
+
+def exact_survivors(keys: np.ndarray, priority: np.ndarray) -> np.ndarray:
+    """Row (n,) int64 that stands for each row: of all rows with an equal key, the one of lowest (priority, row)."""
+    order = np.lexsort((priority, keys))  # stable: then by row
+    new = np.r_[True, keys[order][1:] != keys[order][:-1]] if len(keys) else np.empty(0, bool)
+    firsts = order[np.flatnonzero(new)[np.cumsum(new) - 1]] if len(keys) else np.empty(0, np.int64)
+    survivors = np.empty(len(keys), np.int64)
+    survivors[order] = firsts
+    return survivors
+
+
+def near_duplicates(
+    hashes: np.ndarray, thumbs: np.ndarray, distance: int, priority: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Row (n,) int64 that stands for each row, and the comparisons that were skipped in overfull buckets.
+
+    In the order of (priority, row), a row is dropped if, and only if, it is near to one that is kept. So whatever is
+    dropped has a near twin that stays, and chains of near pairs do not collapse into one picture, as connected
+    components would.
+    """
+    looks = np.concatenate([hashes[:, None].view(np.uint8).reshape(len(hashes), 8), thumbs], axis=1)
+    _, look = np.unique(np.ascontiguousarray(looks).view(f"V{looks.shape[1]}").ravel(), return_inverse=True)
+    survivors = exact_survivors(look, priority)  # equal looks are one: a million copies make no million² pairs
+    rows = np.flatnonzero(survivors == np.arange(len(survivors)))
+    pairs = near_pairs(hashes[rows], thumbs[rows], distance)
+    return rows[_kept_twin(pairs.rows, priority[rows])][np.searchsorted(rows, survivors)], pairs.skipped
+
+
+def _kept_twin(pairs: np.ndarray, priority: np.ndarray) -> np.ndarray:
+    order = np.argsort(priority, kind="stable")  # rank → row
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    edges = np.sort(rank[pairs], axis=1)
+    edges = edges[np.lexsort((edges[:, 0], edges[:, 1]))]
+    twin = np.arange(len(order))
+    for low, high in edges.tolist():  # all edges of `low` to better rows came before: its fate is known
+        if twin[low] == low and twin[high] == high:
+            twin[high] = low
+    twins = np.empty_like(twin)
+    twins[order] = order[twin]
+    return twins
