@@ -87,7 +87,7 @@ def changed(config: ConfigType, values: dict[str, Any]) -> ConfigType:
     try:
         return type(config).model_validate({**config.model_dump(), **values})
     except ValidationError as error:
-        raise ValueError(explain(error)) from None
+        raise ValueError(explain(error, "feral policies")) from None
 
 
 def inputs_of(eval_set: list[Path] | None, history: list[Path] | None, block_list: Path | None) -> "Inputs":

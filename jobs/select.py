@@ -62,7 +62,7 @@ def select(
     try:
         stages = Stages.model_validate(content)
     except ValidationError as error:
-        raise ValueError(explain(error)) from None
+        raise ValueError(explain(error, "feral select --help")) from None
     opened = Store(store)
     inputs = inputs_of(eval_set, history, block_list)
 

@@ -96,8 +96,9 @@ def curate(
         raise ValueError(f"{source} makes {len(plan.units)} shards, over {MAX_UNITS}: raise --samples-per-shard")
     settings = {**config.model_dump(), "decoder": DECODER}
     if (store / MANIFEST).exists() and not overwrite:
+        manifest = _same(read_manifest(store), store, plan, config, policy, inputs)
         tell(Progress(sealed_before=True))
-        return _same(read_manifest(store), store, plan, config, policy, inputs)
+        return manifest
     begin(store, _digest(plan.listing, settings, inputs.block_list.digest), overwrite)
     with stages("read and decode"):
         progress = _read_and_decode(plan, store, config, inputs, address, tell)
@@ -234,9 +235,13 @@ class _Watch:
 
 
 def _run_units(units: list[Unit], task: Any, watch: _Watch) -> Exception | None:
-    """One Ray Data execution over some units. Returns the error if workers died over and over."""
+    """One Ray Data execution over some units. Returns the error if workers died over and over.
+
+    Raises:
+        ValueError: what a task has to say to a person, such as that its storage does not answer.
+    """
     import ray.data  # here, not above: reading a store needs no Ray
-    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
     logging.getLogger(ray.data.__name__).setLevel(logging.ERROR)  # its notes would tear a progress line
     context = ray.data.DataContext.get_current().copy()
@@ -257,6 +262,15 @@ def _run_units(units: list[Unit], task: Any, watch: _Watch) -> Exception | None:
                 watch.take(found)
         except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
             return error
+        except RayTaskError as error:
+            said = str(error.cause).partition("\n")[0]  # the rest is Ray's
+            if isinstance(error.cause, ConnectionError):
+                raise ValueError(
+                    f"{said}: the source's storage does not answer; what is done is kept: run the command again"
+                ) from error
+            if isinstance(error.cause, ValueError):
+                raise ValueError(said) from error
+            raise
     return None
 
 

@@ -139,8 +139,8 @@ def build_experiment(content: Mapping[str, Any]) -> Experiment:
         raise ValueError(explain(error)) from None
 
 
-def explain(error: ValidationError) -> str:
-    """One line a fault: key=value: what is allowed."""
+def explain(error: ValidationError, command: str = "feral show RECIPE") -> str:
+    """One line a fault: key=value: what is allowed; and the command that lists the settings."""
     lines = []
     for fault in error.errors():
         if fault["type"] == "value_error" and isinstance(fault["input"], dict | Config):
@@ -150,7 +150,7 @@ def explain(error: ValidationError) -> str:
         message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         wanted = ":" if message == fault["msg"] else f"={fault['input']!r}: should be"
         lines.append(f"{key}{wanted} {message}")
-    return "; ".join(lines) + " (`feral show RECIPE` lists every setting)"
+    return "; ".join(lines) + f" (`{command}` lists every setting)"
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:

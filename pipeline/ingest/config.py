@@ -10,7 +10,7 @@ class CurateConfig(Config):
 
     side: int = Field(default=288, ge=16, le=4096, description="short side of the stored pictures, at most, in pixels")
     quality: int = Field(default=90, ge=30, le=100, description="JPEG quality of the stored pictures")
-    min_side: int = Field(default=8, ge=1, description="pictures with a shorter side are refused, in pixels")
+    decode_min_side: int = Field(default=8, ge=1, description="pictures with a shorter side are refused undecoded")
     max_pixels: int = Field(
         default=50_000_000, ge=1, le=89_000_000, description="larger pictures are refused undecoded"
     )

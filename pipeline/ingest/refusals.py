@@ -8,12 +8,12 @@ Reason = Literal[
     "parquet_damaged", "count_mismatch", "missing", "list_bad", "quarantined",
     # members and names
     "tar_sparse", "tar_nonregular", "tar_member_too_big", "key_invalid", "key_duplicate", "ext_forbidden",
-    "hash_mismatch", "meta_too_big", "bytes_over_cap",
+    "hash_mismatch", "bytes_over_cap",
     # pictures
     "format_forbidden", "header_bad", "pixels_over_cap", "side_under_min", "aspect_over_max", "decode_failed",
-    "decode_crash", "decode_timeout", "decode_oom", "blank", "frame_bomb",
+    "decode_crash", "decode_timeout", "decode_oom", "blank",
     # decided by a policy, from what was measured
-    "entropy_under_min", "blurred", "caption_missing", "caption_too_big", "caption_short", "caption_language",
+    "entropy_under_min", "blurred", "caption_missing", "caption_short", "caption_language",
     "caption_repeated", "caption_private", "over_quota", "dup_exact", "dup_near", "dup_semantic", "eval_overlap",
     "blocklisted", "not_drawn",
 ]  # fmt: skip

@@ -172,7 +172,7 @@ class _UnitWork:
         """Does the work; yields progress."""
         config, told, began = self.config, 0, time.perf_counter()
         limits = DecodeLimits(
-            side=config.side, quality=config.quality, min_side=config.min_side, max_pixels=config.max_pixels,
+            side=config.side, quality=config.quality, min_side=config.decode_min_side, max_pixels=config.max_pixels,
             encode=not config.in_place, seconds=config.decode_seconds, memory_bytes=config.decode_memory_bytes,
         )  # fmt: skip
         for item, raw, result in _decoder(limits).decode(self._readable()):

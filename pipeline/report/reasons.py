@@ -27,21 +27,19 @@ SOURCE: dict[Reason, str] = {
     "key_duplicate": "a name that was there before",
     "ext_forbidden": "no picture by its extension, or a format that can run code",
     "hash_mismatch": "its bytes are not those whose digest the source declares",
-    "meta_too_big": "notes beside it over the size limit",
     "bytes_over_cap": "an image file over the size limit",
 }
 DECODE: dict[Reason, str] = {
     "format_forbidden": "not one of the formats that are decoded, whatever its name says",
     "header_bad": "an empty file, or a header that cannot be read",
     "pixels_over_cap": "over {max_pixels:,} pixels: refused without decoding it",
-    "side_under_min": "shorter side under {min_side} pixels",
+    "side_under_min": "shorter side under {decode_min_side} pixels",
     "aspect_over_max": "too long for its width to be stored",
     "decode_failed": "cut or damaged: it cannot be decoded to its end",
     "decode_crash": "it crashed the decoder (in a process of its own, so nothing else was harmed)",
     "decode_timeout": "it took over {decode_seconds:g} s to decode",
     "decode_oom": "it took over {decode_memory_bytes:,} bytes of memory to decode",
     "blank": "all its values are one, so there is nothing to show",
-    "frame_bomb": "an animation of too many frames",
     "blocklisted": "its hash is on the block-list",
 }
 # In braces: settings of `Policy`.
@@ -53,7 +51,6 @@ POLICY: dict[Reason, str] = {
     "entropy_under_min": "flat or synthetic: luminance has under {min_entropy:g} bits of entropy",
     "blurred": "blurred: sharpness under {min_sharpness:g}",
     "caption_missing": "no caption",
-    "caption_too_big": "no caption under the size limit",
     "caption_short": "captions under {min_caption_words} words or {min_caption_characters} characters",
     "caption_language": "captions in other languages than {languages}",
     "caption_private": "captions with an e-mail address, telephone or card number",

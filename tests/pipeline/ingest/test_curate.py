@@ -171,6 +171,19 @@ def test_a_reader_that_dies_costs_its_unit(
     assert (damage.shard, damage.reason, damage.lost) == ("b.tar", "quarantined", None)
 
 
+def test_storage_that_does_not_answer_is_a_message(
+    ray_local: Any, tmp_path: Path, write: Write, picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(batch: pa.Table, **options: Any) -> Any:
+        raise ConnectionError("s3://dumps/x cannot be read: timed out")
+        yield
+
+    monkeypatch.setattr(module, "curate_unit", unreachable)
+    source = write(tmp_path / "source", {"1.jpg": picture(1)})
+    with pytest.raises(ValueError, match=r"timed out: the source's storage does not answer.*run the command again"):
+        curate(source, tmp_path / "store")
+
+
 def test_an_index_in_place_feeds_the_stream_with_the_right_pixels(
     ray_local: Any, tmp_path: Path, write: Write, picture: Make, tar: Make, encode: Make
 ) -> None:

@@ -12,15 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
 from moto.server import ThreadedMotoServer
 
+from pipeline.ingest import task
+from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.places import place_of
 from pipeline.ingest.samples import Broken, Sample
 from pipeline.ingest.sources import Plan, list_source, read
+from pipeline.stream.read import Reader
+from pipeline.stream.views import CenterCrop
+from tests.pipeline.stores import curate_here
 
 pytestmark = pytest.mark.s3
 KEY, SECRET = "AKIDEXAMPLE", "se/cret+sauce"
@@ -210,3 +216,48 @@ def test_a_connection_lost_while_reading_is_no_damage(tar: Callable[..., bytes],
         got.extend(found)
     assert all(isinstance(item, Sample) for item in got)
     assert "se%2Fcret" not in str(lost.value)
+
+
+def test_a_bucket_is_curated_and_an_index_in_place_streams_from_it(
+    bucket: Any, tmp_path: Path, write: Callable[..., Path], tar: Callable[..., bytes], picture: Callable[..., bytes]
+) -> None:
+    """The same selection as from a local disk; and crops that come straight out of the bucket."""
+    files = {f"a/{seed}.jpg": picture(seed) for seed in range(8)} | {"b/t.tar": tar({"9.jpg": picture(9)})}
+    local = write(tmp_path / "source", files)
+    upload(bucket, local, "dump")
+    here = curate_here(local, tmp_path / "here")
+    there = curate_here("s3://dumps/dump", tmp_path / "there")
+    assert there.manifest.selection == here.manifest.selection
+    assert there.manifest.source == "s3://dumps/dump"
+    placed = curate_here("s3://dumps/dump", tmp_path / "placed", CurateConfig(in_place=True))
+    assert placed.manifest.selection == here.manifest.selection
+    assert [placed.read(number) for number in range(8)] == [picture(seed) for seed in range(8)]
+    reader = Reader(CenterCrop(16), place=placed.place)
+    assert reader.read(reader.references(placed, np.arange(9), np.zeros(9, np.int64)))["crops"].shape[0] == 9
+    bucket.put_object(Bucket="dumps", Key="dump/a/3.jpg", Body=picture(77))
+    with pytest.raises(ValueError, match=r"a/3\.jpg at byte 0: other bytes than those that were curated"):
+        reader.read(reader.references(placed, np.array([3]), np.zeros(1, np.int64)))
+
+
+def test_storage_that_fails_now_and_then_costs_no_sample(
+    bucket: Any, tmp_path: Path, picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit is read again; what the failed attempt had written is replaced."""
+    for seed in range(6):
+        bucket.put_object(Bucket="dumps", Key=f"dump/{seed}.jpg", Body=picture(seed))
+    reads, failures = task.read, [2]
+
+    def flaky(unit: Any, root: Any) -> Iterator[Any]:
+        for number, sample in enumerate(reads(unit, root)):
+            if number == 3 and failures[0]:
+                failures[0] -= 1
+                raise ConnectionError("503")
+            yield sample
+
+    monkeypatch.setattr(task, "read", flaky)
+    monkeypatch.setattr(task, "_PAUSES", (0.01, 0.01))
+    store = curate_here("s3://dumps/dump", tmp_path / "store")
+    assert store.manifest.seen == store.manifest.kept == 6
+    failures[0] = 3
+    with pytest.raises(ConnectionError):
+        curate_here("s3://dumps/dump", tmp_path / "never")

@@ -1,0 +1,111 @@
+"""Processor time and memory of this process and all that it started, from /proc (so on Linux only)."""
+
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+KINDS = ("driver", "worker", "decoder", "ray")
+_TICK, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+
+
+class Process(NamedTuple):
+    """One process. A worker is one of Ray's; a decoder, the guarded child of one; ray, what Ray itself runs."""
+
+    kind: str  # of KINDS
+    rss: int  # bytes
+    cpu: float  # seconds
+
+
+class Cost(NamedTuple):
+    """Seconds."""
+
+    cpu: float  # of all processes
+    wall: float
+
+
+def tree() -> dict[int, Process]:
+    """This process and its descendants."""
+    parents, facts = dict[int, int](), dict[int, tuple[int, float]]()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it has ended
+                continue
+            pid = int(entry.name)
+            parents[pid] = int(fields[1])
+            facts[pid] = int(fields[21]) * _PAGE, (int(fields[11]) + int(fields[12])) / _TICK
+    ours = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return {pid: Process(_kind(pid), *facts[pid]) for pid in ours}
+
+
+def _kind(pid: int) -> str:
+    if pid == os.getpid():
+        return "driver"
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return "ray"
+    return "decoder" if "decoder_child" in command else "worker" if command.startswith("ray::") else "ray"
+
+
+def cost(work: Callable[[], object]) -> Cost:
+    """What `work` costs once, in this process and in children that live on."""
+
+    def children() -> float:
+        return sum(process.cpu for pid, process in tree().items() if pid != os.getpid())
+
+    before, cpu, wall = children(), time.process_time(), time.perf_counter()
+    work()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return Cost(cpu + children() - before, wall)
+
+
+def costs(repeats: int, *works: Callable[[], object]) -> list[Cost]:
+    """Median cost of each, one after the other in turns, so that all meet the same load."""
+    turns = [[cost(work) for work in works] for _ in range(repeats)]
+    return [Cost(*map(statistics.median, zip(*found, strict=True))) for found in zip(*turns, strict=True)]
+
+
+class Watch:
+    """Samples the tree in a thread: the largest process of each kind by `phase`, and the processor time in the end."""
+
+    def __init__(self, seconds: float = 0.2) -> None:
+        self.phase = "start"
+        self.peaks: dict[str, dict[str, int]] = {}  # phase → kind → bytes
+        self.cpu: dict[int, float] = {}  # of each process, as last seen
+        self._first: dict[int, float] | None = None
+        self._seconds, self._ended = seconds, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._look()
+        self._first = dict(self.cpu)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._look()
+
+    @property
+    def seconds(self) -> float:
+        """Processor time since the start."""
+        return sum(self.cpu.values()) - sum((self._first or {}).values())
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._seconds):
+            self._look()
+
+    def _look(self) -> None:
+        now = self.peaks.setdefault(self.phase, dict.fromkeys(KINDS, 0))
+        for pid, process in tree().items():
+            now[process.kind] = max(now[process.kind], process.rss)
+            self.cpu[pid] = process.cpu
