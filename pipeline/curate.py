@@ -205,12 +205,13 @@ class _Watch:
 
     def __init__(self, store: Path, plan: Plan, tell: Tell) -> None:
         self._store, self._plan, self._tell = store, plan, tell
-        self._resumed = len(plan.units) - len(self.pending)
-        self._latest: dict[int, tuple[int, int, dict[str, int]]] = {}  # unit → seen, admitted, refused
+        self._latest: dict[int, Counter[str]] = {}  # what each unit counted last
+        self._total: Counter[str] = Counter()
         for unit in plan.units:
             if (path := report_file(store, unit.number)).exists():
                 report = UnitReport.model_validate_json(path.read_bytes())
-                self._latest[unit.number] = report.seen, report.admitted, report.refused
+                self._count(unit.number, report.seen, report.admitted, report.refused)
+        self._resumed = len(self._latest)
         tell(self.progress)
 
     @property
@@ -221,17 +222,21 @@ class _Watch:
     @property
     def progress(self) -> Progress:
         """All of it, as far as this process has seen it."""
-        seen, admitted, refused = 0, 0, Counter[str]()
-        for one, two, three in self._latest.values():
-            seen, admitted = seen + one, admitted + two
-            refused.update(three)
+        refused = +Counter({name: count for name, count in self._total.items() if name not in ("seen", "admitted")})
+        seen, admitted = self._total["seen"], self._total["admitted"]
         return Progress("decoding", seen, admitted, refused, self._plan.declared, self._resumed)
 
     def take(self, block: pa.Table) -> None:
         """Takes note of what a task says."""
         for row in block.to_pylist():
-            self._latest[row["unit"]] = row["seen"], row["admitted"], json.loads(row["refused"])
+            self._count(row["unit"], row["seen"], row["admitted"], json.loads(row["refused"]))
         self._tell(self.progress)
+
+    def _count(self, unit: int, seen: int, admitted: int, refused: dict[str, int]) -> None:
+        """Counts of a unit are of all of it so far, and may fall when it is tried again."""
+        self._total.subtract(self._latest.get(unit, {}))
+        self._latest[unit] = Counter({"seen": seen, "admitted": admitted, **refused})
+        self._total.update(self._latest[unit])
 
 
 def _run_units(units: list[Unit], task: Any, watch: _Watch) -> Exception | None:

@@ -109,7 +109,7 @@ def image_text(
     assert checkpoint is not None
     assert context_length is not None
     pair = {name: o for name, o in load_pair(experiment, checkpoint).items() if isinstance(o, ImageTextObjective)}
-    captions = store.index["captions"]
+    captions = store.column("captions")
     told = np.flatnonzero(np.isin(train.numbers, captioned(store, train.numbers)))
     words = PixelsToWords.fit(
         train.features["pixels"][told], [captions[int(train.numbers[row])].as_py()[0] for row in told]

@@ -49,7 +49,7 @@ def labelled(store: Store) -> np.ndarray:
         ValueError: there are fewer than two classes to tell apart.
     """
     numbers = store.select("train")
-    labels = store.index["label"].to_numpy()[numbers]
+    labels = store.column("label").to_numpy()[numbers]
     if len(np.unique(labels[labels >= 0])) < 2:
         raise ValueError(
             f"{store.path} has no labels to judge trials by: a sweep needs class folders, .cls members or "

@@ -151,6 +151,7 @@ class Store:
 
     def __init__(self, path: str | Path, selection: str = DEFAULT) -> None:
         self.path, self.selection = Path(path).absolute(), selection
+        self._loaded: dict[str, pa.ChunkedArray] = {}
         self.manifest = read_manifest(self.path)
         index = self.path / INDEX
         if not index.is_file() or file_sha256(index) != self.manifest.index_sha256:
@@ -159,14 +160,22 @@ class Store:
                 f"the file, or write the store anew with `feral curate {self.manifest.source} --to {path} --overwrite`"
             )
 
-    @cached_property
+    @property
     def index(self) -> pa.Table:
-        """One row a sample, with the columns of `INDEX_SCHEMA`."""
-        return pq.read_table(self.path / INDEX, schema=INDEX_SCHEMA)
+        """One row a sample, with all columns of `INDEX_SCHEMA`: about 400 bytes a sample in memory."""
+        return self.columns(*INDEX_SCHEMA.names)
 
     def columns(self, *names: str) -> pa.Table:
-        """Some columns of the index, without loading the others."""
-        return pq.read_table(self.path / INDEX, columns=list(names))
+        """Some columns of the index; each is loaded when it is first asked for, and kept."""
+        missing = [name for name in names if name not in self._loaded]
+        if missing:
+            table = pq.read_table(self.path / INDEX, columns=missing)
+            self._loaded.update({name: table[name] for name in missing})
+        return pa.table({name: self._loaded[name] for name in names})
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of the index."""
+        return self.columns(name)[name]
 
     @cached_property
     def refused(self) -> pa.Table:
@@ -184,7 +193,8 @@ class Store:
         """The image file of sample `number`: a canonical JPEG; in place, the source's own bytes."""
         if not 0 <= number < self.manifest.admitted:
             raise ValueError(f"sample {number} is not in {self.path}, which holds 0..{self.manifest.admitted - 1}")
-        shard, offset, length = (self._places[name][number].as_py() for name in ("shard", "offset", "length"))
+        place = self.columns("shard", "offset", "length").slice(number, 1).to_pylist()[0]
+        shard, offset, length = place["shard"], place["offset"], place["length"]
         path = self.paths[shard].as_py()
         with self.open(path) as file:
             file.seek(offset)
@@ -194,10 +204,6 @@ class Store:
                 f"{path} ends before sample {number} (byte {offset + length}): the file was cut; restore it"
             )
         return content
-
-    @cached_property
-    def _places(self) -> pa.Table:
-        return self.columns("shard", "offset", "length")
 
     def open(self, path: str) -> Any:
         """One of `paths`, for random access."""
@@ -226,7 +232,7 @@ class Store:
         numbers = kept_numbers(self, self.selection)
         if not with_blocked:
             numbers = np.setdiff1d(numbers, self.blocked, assume_unique=True)
-        splits = self.columns("split")["split"].take(pa.array(numbers))
+        splits = self.column("split").take(pa.array(numbers))
         return numbers[pc.equal(splits, split).to_numpy(zero_copy_only=False)]
 
     @property

@@ -71,7 +71,7 @@ def read_tar(
     group: _Group | None = None
     seen: set[int] = set()  # hashes: the keys themselves would take hundreds of MB
     broken: list[Broken] = []  # since the group began
-    members = saved = damages = 0
+    members = damages = 0
     damaged = False  # since the last group began
     tar = TarMembers(file)
     for item in tar:
@@ -82,8 +82,7 @@ def read_tar(
                 if item.shifted:
                     group.shifted()
             if damages <= MAX_BROKEN:
-                count = saved + (group is not None and isinstance(group.image, bytes))
-                broken.append(Broken(name, item.reason, f"{item.why}; {count} samples saved so far"))
+                broken.append(Broken(name, item.reason, item.why))
             continue
         members += 1
         if members > MAX_MEMBERS:
@@ -93,7 +92,6 @@ def read_tar(
         if item.type == "folder" or key is None:
             continue
         if group is None or key != group.key:
-            saved += group is not None and isinstance(group.image, bytes)
             yield from _closed(group, broken, name, split, addressed)
             group = _Group(key, _KEY_WAS_COMPLETE if hash(key) in seen else None, damaged=damaged)
             seen.add(hash(key))

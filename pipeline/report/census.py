@@ -45,8 +45,8 @@ def histograms(store: Store, kept: np.ndarray, policy: Mapping[str, Any]) -> lis
         (BYTES, []), (STD, least("min_std")), (ENTROPY, least("min_entropy")), (SHARPNESS, least("min_sharpness")),
         (MEAN, []),
     ):  # fmt: skip
-        plots.append(histogram(quantity, store.columns(quantity.name)[quantity.name].to_numpy(), kept, thresholds))
-    captions = store.columns("captions")["captions"]
+        plots.append(histogram(quantity, store.column(quantity.name).to_numpy(), kept, thresholds))
+    captions = store.column("captions")
     spaces = pc.count_substring(pc.list_flatten(captions), " ").to_numpy()  # white space was collapsed
     if len(spaces):
         of_captions = np.repeat(kept, _lengths(captions))
@@ -57,7 +57,7 @@ def histograms(store: Store, kept: np.ndarray, policy: Mapping[str, Any]) -> lis
 def categories(store: Store, kept: np.ndarray) -> list[dict[str, Any]]:
     """Kept and dropped by format, flag, number of captions, language and label, the largest first."""
     table = store.columns("format", "flags", "languages", "label")
-    counts = pc.list_value_length(store.columns("captions")["captions"]).cast(pa.string())
+    counts = pc.list_value_length(store.column("captions")).cast(pa.string())
     names = pa.array([*store.manifest.classes, "none"], pa.string())
     labels = table["label"].to_numpy()
     labels = names.take(pa.array(np.where(labels < 0, len(names) - 1, labels)))
@@ -74,7 +74,7 @@ def categories(store: Store, kept: np.ndarray) -> list[dict[str, Any]]:
 
 def origins(store: Store, kept: np.ndarray) -> dict[str, Any]:
     """The origins that most decoded samples come from."""
-    table = _counted(store.columns("origin")["origin"], kept)
+    table = _counted(store.column("origin"), kept)
     rows = table.slice(0, ORIGINS).to_pylist()
     largest = [{"origin": cut(row["value"]), "admitted": row["all"], "kept": row["kept"]} for row in rows]
     return {"count": table.num_rows, "most_kept": pc.max(table["kept"]).as_py() or 0, "largest": largest}
@@ -82,7 +82,7 @@ def origins(store: Store, kept: np.ndarray) -> dict[str, Any]:
 
 def captions(store: Store, kept: np.ndarray, hidden: np.ndarray) -> dict[str, Any]:
     """The captions that most samples share; none of a sample that is `hidden` (n,) bool."""
-    texts, of = _each(store.columns("captions")["captions"], np.stack([kept, hidden], 1))
+    texts, of = _each(store.column("captions"), np.stack([kept, hidden], 1))
     table = _counted(texts, of[:, 0])
     secret = pc.unique(texts.filter(pa.array(of[:, 1])))
     repeated = table.filter(pc.greater(table["all"], 1))

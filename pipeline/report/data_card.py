@@ -94,7 +94,7 @@ def data_card(store: Store, selection: str = DEFAULT) -> dict[str, Any]:
             "index_sha256": manifest.index_sha256,
             "shards": len(manifest.shards),
             "shard_bytes": sum(shard.bytes for shard in manifest.shards),
-            "source_bytes": pc.sum(store.columns("bytes")["bytes"]).as_py() or 0,
+            "source_bytes": pc.sum(store.column("bytes")).as_py() or 0,
         },
         "selection": {
             **chosen.model_dump(mode="json", include={"name", "digest", "based_on", "created", "splits", "inputs"}),
@@ -169,7 +169,7 @@ def _dropped_as(decisions: pa.Table, reason: str) -> np.ndarray:
 
 
 def _captioned(store: Store, kept: np.ndarray) -> int:
-    lengths = pc.list_value_length(store.columns("captions")["captions"]).fill_null(0).to_numpy()
+    lengths = pc.list_value_length(store.column("captions")).fill_null(0).to_numpy()
     return int((kept & (lengths > 0)).sum())
 
 

@@ -19,7 +19,7 @@ from pipeline.evaluate.protocol import Evaluation
 from pipeline.experiment import Experiment
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import captioned, to_batch
-from pipeline.stream.read import Reader, tokenize
+from pipeline.stream.read import Reader, decode_foreign, tokenize
 from pipeline.stream.views import CenterCrop, DeviceViews
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.worker import open_stream
@@ -85,7 +85,7 @@ def training_views(experiment: Experiment, store: Store, samples: int = 6) -> li
     captions = [""] * len(chosen)
     if experiment.context_length is not None:
         for i, number in enumerate(columns["number"]):
-            texts = store.index["captions"][int(number)].as_py()
+            texts = store.column("captions")[int(number)].as_py()
             fed = (tokenize(texts, experiment.context_length) == columns["tokens"][i]).all(1).argmax()
             captions[i] = _short(texts[fed])
     return [
@@ -98,7 +98,7 @@ def neighbours(evaluation: Evaluation, store: Store) -> list[Row]:
     """The evaluation's example queries, each with the training images nearest to it, nearest first."""
     if evaluation.store_digest != store.manifest.digest:
         raise ValueError(f"{store.path} is not the store that was evaluated: its digest is another")
-    labels = store.index["label"].to_numpy()
+    labels = store.column("label").to_numpy()
     rows = []
     for query, found in evaluation.neighbours.items():
         same = [bool(labels[query] == labels[hit]) if min(labels[query], labels[hit]) >= 0 else None for hit in found]
@@ -133,7 +133,7 @@ def retrieved_captions(
     numbers = spread(captioned(store, _held_back(store)), bank)
     if not len(numbers):
         raise ValueError("no image of the test split has a caption")
-    texts = [store.index["captions"][int(number)].as_py()[0] for number in numbers]
+    texts = [store.column("captions")[int(number)].as_py()[0] for number in numbers]
     queries = spread(np.arange(len(numbers)), samples)
     _, batch = _plain_batch(experiment, store, numbers[queries])
     objective = load_pair(experiment, checkpoint)["trained"]
@@ -159,10 +159,20 @@ def retrieved_captions(
 
 def stored(store: Store, number: int, same: bool | None = None) -> Picture:
     """A sample of the store, with its class, else its first caption."""
-    label = store.index["label"][number].as_py()
-    captions = store.index["captions"][number].as_py()
+    label = store.column("label")[number].as_py()
+    captions = store.column("captions")[number].as_py()
     text = store.manifest.classes[label] if label >= 0 else _short(captions[0]) if captions else ""
-    return picture(Image.open(io.BytesIO(store.read(number))), text, same)
+    return picture(_image(store, number), text, same)
+
+
+def _image(store: Store, number: int) -> Image.Image:
+    """A canonical picture; in place, the source's own bytes, if they still are those that were curated."""
+    if store.place is None:
+        return Image.open(io.BytesIO(store.read(number)), formats=("JPEG",))
+    columns = ["shard", "offset", "length", "id", "flags", "format"]
+    row = store.index.select(columns).slice(number, 1).to_pylist()[0]
+    pixels = decode_foreign(store.place, number, store.paths[row.pop("shard")].as_py(), **row)  # (3, H, W)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def spread(values: np.ndarray, count: int) -> np.ndarray:

@@ -242,10 +242,10 @@ def _title(score: Score) -> str:
 def data_summary(store: Store) -> dict[str, Any]:
     """What was trained on: the store and its selection, as manifest, index and the selection's card say."""
     numbers = np.concatenate([store.select("train"), store.select("test")])
-    labels = store.index["label"].to_numpy()[numbers]
+    labels = store.column("label").to_numpy()[numbers]
     counts = np.bincount(labels[labels >= 0], minlength=len(store.manifest.classes))
     sides = {
-        name: np.quantile(store.index[name].to_numpy()[numbers], (0, 0.5, 1)).astype(int).tolist()
+        name: np.quantile(store.column(name).to_numpy()[numbers], (0, 0.5, 1)).astype(int).tolist()
         for name in ("width", "height")
     }
     seconds = [value for name, value in store.manifest.seconds.items() if not name.startswith("tasks")]

@@ -65,7 +65,7 @@ class Stream:
 
 def captioned(store: Store, selection: np.ndarray) -> np.ndarray:
     """The samples of a selection that have a caption."""
-    counts = pc.list_value_length(store.index["captions"]).to_numpy()
+    counts = pc.list_value_length(store.column("captions")).to_numpy()
     return selection[counts[selection] > 0]
 
 

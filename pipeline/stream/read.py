@@ -38,7 +38,7 @@ class Reader:
             columns.append("captions")
         if self.place is not None:
             columns += ["id", "flags", "format"]
-        table = store.index.select(columns).take(pa.array(numbers))
+        table = store.columns(*columns).take(pa.array(numbers))
         table = table.set_column(1, "path", store.paths.take(table["shard"].combine_chunks()))
         return table.append_column("epoch", pa.array(epochs.astype(np.int32))).combine_chunks()
 

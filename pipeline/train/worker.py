@@ -27,7 +27,7 @@ def open_stream(experiment: Experiment, store: Store) -> Stream:
         selection = captioned(store, selection)
     seed = experiment.training.seed
     plan = Plan(
-        shards=store.index["shard"].to_numpy()[selection],
+        shards=store.column("shard").to_numpy()[selection],
         batch_size=experiment.data.batch_size,
         lanes=experiment.data.lanes,
         seed=seed,
