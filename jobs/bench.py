@@ -123,9 +123,9 @@ def _print(table: Table) -> None:
     from rich.table import Table as Drawn
 
     drawn = Drawn(box=box.SIMPLE_HEAD, title=table.title, title_justify="left", caption=table.note or None)
-    for column in table.columns:
-        right = any(isinstance(row[table.columns.index(column)], int | float) for row in table.rows)
-        drawn.add_column(column, justify="right" if right else "left", overflow="fold")
+    for place, column in enumerate(table.columns):
+        right = any(isinstance(row[place], int | float) for row in table.rows)
+        drawn.add_column(column, justify="right" if right else "left", no_wrap=place == 0)
     for row in table.rows:
         drawn.add_row(*map(_shown, row))
     Console(width=None if sys.stdout.isatty() else 120).print(drawn)

@@ -40,6 +40,7 @@ from pipeline.select.policy import PRESETS, Inputs, Policy
 from pipeline.select.selecting import select_new
 
 MAX_UNITS = 100_000  # five digits of a shard's name
+MAX_DECODERS = 8  # of one unit: decoding a photo takes 20 times what reading and storing it takes
 MAX_ATTEMPTS = 3  # at a unit that kills its worker
 MAX_IDLE = 3  # failures of the whole without any progress
 DECODER = {"pillow": pillow_version, "libjpeg": features.version("libjpeg_turbo") or features.version("jpg")}
@@ -248,6 +249,7 @@ def _run_units(units: list[Unit], task: Any, watch: _Watch) -> Exception | None:
     import ray.data  # here, not above: reading a store needs no Ray
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
+    decoders = _decoders_for(len(units), [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]])
     logging.getLogger(ray.data.__name__).setLevel(logging.ERROR)  # its notes would tear a progress line
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -257,7 +259,8 @@ def _run_units(units: list[Unit], task: Any, watch: _Watch) -> Exception | None:
         tasks = ray.data.from_items(
             [{"unit": unit.model_dump_json()} for unit in units], override_num_blocks=len(units)
         ).map_batches(
-            task,
+            partial(task, decoders=decoders),
+            num_cpus=decoders,
             batch_size=1,
             batch_format="pyarrow",
             max_retries=MAX_ATTEMPTS - 1,  # Ray Data's default is for ever
@@ -277,6 +280,11 @@ def _run_units(units: list[Unit], task: Any, watch: _Watch) -> Exception | None:
                 raise ValueError(said) from error
             raise
     return None
+
+
+def _decoders_for(units: int, node_cpus: list[float]) -> int:
+    """Decoders of a unit, so that a few large tars use all CPUs, too; what one process can feed, at most."""
+    return int(max(1, min(MAX_DECODERS, max(node_cpus), sum(node_cpus) // units)))
 
 
 def _check_not_empty(source: str, store: Path, indexed: Indexed, selection: Selection) -> None:

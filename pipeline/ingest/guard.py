@@ -6,6 +6,8 @@ decodes, the next pictures wait in its pipe. The first unanswered picture is the
 go to the next child. So a bad picture costs one sample and bounded time.
 """
 
+import contextlib
+import fcntl
 import math
 import os
 import select
@@ -14,8 +16,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import cycle, islice
 from json import dumps
 from typing import Self, TypeVar
 
@@ -42,6 +44,7 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**27),
 }
 _WINDOW, _WINDOW_BYTES = 16, 64 * 2**20  # pictures that wait for their answer, at most (one may be larger)
+_PIPE_BYTES = 2**20  # what Linux allows without privilege
 _STARTS, _START_SECONDS = 3, 120.0  # a cold network file system is slow to import from
 
 
@@ -75,7 +78,7 @@ class GuardedDecoder:
             self._child.stop()
             self._child = None
 
-    def decode(self, items: Iterable[tuple[T, bytes]]) -> Iterator[tuple[T, bytes, Decoded | Refusal]]:
+    def decode(self, items: Iterable[tuple[T, bytes]]) -> Generator[tuple[T, bytes, Decoded | Refusal], None, None]:
         """Each item with its outcome, lazily and in order; up to 16 items are taken ahead.
 
         Raises:
@@ -151,6 +154,32 @@ class GuardedDecoder:
         )
 
 
+def decode_with(
+    decoders: Sequence[GuardedDecoder], items: Iterable[tuple[T, bytes]]
+) -> Generator[tuple[T, bytes, Decoded | Refusal], None, None]:
+    """As `GuardedDecoder.decode`, by several children at once: item i by decoder i mod n, outcomes in order."""
+    source, turn = iter(items), cycle(range(len(decoders)))
+    waiting: list[deque[tuple[T, bytes]]] = [deque() for _ in decoders]
+
+    def lane(number: int) -> Iterator[tuple[T, bytes]]:
+        while True:
+            while not waiting[number]:
+                if (item := next(source, None)) is None:
+                    return
+                waiting[next(turn)].append(item)
+            yield waiting[number].popleft()
+
+    outcomes = [decoder.decode(lane(number)) for number, decoder in enumerate(decoders)]
+    try:
+        for outcome in cycle(outcomes):
+            if (found := next(outcome, None)) is None:  # the last item came before it
+                return
+            yield found
+    finally:
+        for outcome in outcomes:
+            outcome.close()  # also when `items` fails: the decoders are to be used again
+
+
 def _verdict(code: int | None, seconds: float) -> Refusal:
     """Why a child ended, from its exit code; None: it went silent and had to be killed."""
     if code is None:
@@ -195,6 +224,9 @@ class _Child:
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
+        for pipe in (self._in, self._out):  # so that a child has work while the parent waits for another
+            with contextlib.suppress(OSError):  # the kernel may grant less
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._answers, self._both = select.poll(), select.poll()  # to wait for answers; and for room to send, too
         self._answers.register(self._out, select.POLLIN)
         self._both.register(self._out, select.POLLIN)

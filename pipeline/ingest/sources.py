@@ -61,8 +61,7 @@ def list_source(
         entries = _single(place, name, compressed) if name else sorted(place.entries(), key=lambda entry: entry.path)
         names = {entry.path for entry in entries if entry.problem is None}
         tars = [path for path in sorted(names) if path.endswith(TARS if compressed else ".tar")]
-        tables = [path for path in sorted(names) if path.endswith(".parquet")]
-        tables = [path for path in tables if splitext(path)[0] + ".tar" not in names]  # img2dataset's notes on a tar
+        tables = _tables(place, names, image_column, caption_column)
         if in_place and (without := [*tables, *(tar for tar in tars if tar.endswith(COMPRESSED))]):
             raise ValueError(
                 f"{without[0]} holds no image as bytes that an index in place could refer to (Parquet and compressed "
@@ -75,7 +74,7 @@ def list_source(
                  declared=declared.samples.get(path), sha256=declared.sha256.get(path))
             for path in tars
         ]  # fmt: skip
-        for path, found in zip(tables, _layouts(place, tables, image_column, caption_column), strict=True):
+        for path, found in tables.items():
             units += _table_units(path, found, samples_per_shard, declared)
         class_names = read_class_names(place, names)
     except ConnectionError as error:
@@ -224,10 +223,13 @@ def _class_folder(path: str) -> str | None:
     return next((folder for folder in reversed(folders) if folder.lower() not in HOLDERS), None)
 
 
-def _layouts(place: Place, tables: list[str], image: str | None, caption: str | None) -> Iterator[Layout]:
-    """The footers of Parquet files, a few at a time: in object storage each costs some round trips."""
+def _tables(place: Place, names: set[str], image: str | None, caption: str | None) -> dict[str, Layout]:
+    """The Parquet files of pictures with their footers, read a few at a time: in a bucket each costs round trips.
 
-    def footer(path: str) -> Layout:
+    A file without pictures beside a tar of its name is what img2dataset notes on the tar, and no source.
+    """
+
+    def footer(path: str) -> Layout | None:
         try:
             with place.open(path) as file:
                 return layout(file, path, image, caption)
@@ -235,9 +237,14 @@ def _layouts(place: Place, tables: list[str], image: str | None, caption: str | 
             raise
         except OSError:  # reading will say why
             return Layout(None, ())
+        except ValueError:
+            if splitext(path)[0] + ".tar" in names:
+                return None
+            raise
 
+    tables = sorted(path for path in names if path.endswith(".parquet"))
     with ThreadPoolExecutor(8) as pool:
-        yield from pool.map(footer, tables)
+        return {path: found for path, found in zip(tables, pool.map(footer, tables), strict=True) if found is not None}
 
 
 def _table_units(path: str, found: Layout, samples_per_shard: int, declared: Declared) -> Iterator[Unit]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.cluster import refuse_unsafe_settings
 from pipeline.ingest.blocklist import BlockList
 from pipeline.ingest.config import CurateConfig
-from pipeline.ingest.guard import Decoded, DecodeLimits, GuardedDecoder
+from pipeline.ingest.guard import Decoded, DecodeLimits, GuardedDecoder, decode_with
 from pipeline.ingest.language import language_of
 from pipeline.ingest.places import Place
 from pipeline.ingest.refusals import Refusal
@@ -71,8 +71,9 @@ def attempts_file(store: Path, unit: int) -> Path:
 
 
 def curate_unit(
-    batch: pa.Table, root: Place, store: Path, config: CurateConfig, class_names: dict[str, str], blocked: BlockList
-) -> Iterator[pa.Table]:
+    batch: pa.Table, root: Place, store: Path, config: CurateConfig, class_names: dict[str, str], blocked: BlockList,
+    decoders: int = 1,
+) -> Iterator[pa.Table]:  # fmt: skip
     """The task. Yields how far it is (`PROGRESS`, one row, cumulative) now and then, and at its end.
 
     Raises:
@@ -84,7 +85,7 @@ def curate_unit(
         attempts.write(b".")
     for pause in (*_PAUSES, None):
         try:
-            yield from _curated(unit, root, store, config, class_names, blocked)
+            yield from _curated(unit, root, store, config, class_names, blocked, decoders)
             return
         except ConnectionError:
             if pause is None:
@@ -93,15 +94,16 @@ def curate_unit(
 
 
 def _curated(
-    unit: Unit, root: Place, store: Path, config: CurateConfig, class_names: dict[str, str], blocked: BlockList
-) -> Iterator[pa.Table]:
+    unit: Unit, root: Place, store: Path, config: CurateConfig, class_names: dict[str, str], blocked: BlockList,
+    decoders: int,
+) -> Iterator[pa.Table]:  # fmt: skip
     base = store / UNITS / f"{unit.number:05d}"
     with (
         ShardWriter(store, unit.number, config.samples_per_shard) as shards,
         Sidecar(base.with_suffix(".parquet"), ADMITTED) as kept,
         Sidecar(base.with_suffix(".refused.parquet"), REFUSED_SCHEMA) as left_out,
     ):
-        work = _UnitWork(unit, root, config, class_names, blocked, shards, kept, left_out)
+        work = _UnitWork(decoders, unit, root, config, class_names, blocked, shards, kept, left_out)
         yield from work.run()
         for output in (shards, kept, left_out):
             output.close()
@@ -125,17 +127,17 @@ def leave_quarantined(store: Path, unit: Unit, why: str) -> None:
         file.write(report.model_dump_json().encode())
 
 
-_decoders: dict[DecodeLimits, GuardedDecoder] = {}  # at most one; its child outlives the unit, and ends with us
+_idle: list[GuardedDecoder] = []  # their children outlive a unit, and end with this process
 
 
-def _decoder(limits: DecodeLimits) -> GuardedDecoder:
-    """This process's decoder: starting a child for every unit would cost small units a third of their time."""
-    if limits not in _decoders:
-        for other in _decoders.values():
-            other.close()
-        _decoders.clear()
-        _decoders[limits] = GuardedDecoder(limits)
-    return _decoders[limits]
+def _decoders(limits: DecodeLimits, count: int) -> list[GuardedDecoder]:
+    """This process's decoders: starting children for every unit would cost small units a third of their time."""
+    if _idle and _idle[0].limits != limits:
+        for decoder in _idle:
+            decoder.close()
+        _idle.clear()
+    _idle.extend(GuardedDecoder(limits) for _ in range(count - len(_idle)))
+    return _idle[:count]
 
 
 @dataclass
@@ -149,6 +151,7 @@ class _Seen:
 
 @dataclass
 class _UnitWork:
+    decoders: int
     unit: Unit
     root: Place
     config: CurateConfig
@@ -175,7 +178,7 @@ class _UnitWork:
             side=config.side, quality=config.quality, min_side=config.decode_min_side, max_pixels=config.max_pixels,
             encode=not config.in_place, seconds=config.decode_seconds, memory_bytes=config.decode_memory_bytes,
         )  # fmt: skip
-        for item, raw, result in _decoder(limits).decode(self._readable()):
+        for item, raw, result in decode_with(_decoders(limits, self.decoders), self._readable()):
             if isinstance(result, Refusal):
                 self._refuse(item.sample.source, result)
             else:

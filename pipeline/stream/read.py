@@ -112,7 +112,8 @@ def decode_foreign(
         raise ValueError(_changed(number, path, offset, "other bytes than those that were curated"))
     if format == "JPEG" and not set(flags) - {"gray", "icc"}:
         return _decode_jpeg(raw)  # 2× as fast, the same pixels
-    return torch.from_numpy(full_pixels(raw)).permute(2, 0, 1)
+    # Its size was within the bound of its curation, which may be above the usual one.
+    return torch.from_numpy(full_pixels(raw, max_pixels=2**31)).permute(2, 0, 1)
 
 
 def _changed(number: int, path: str, offset: int, why: str) -> str:

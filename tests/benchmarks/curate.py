@@ -1,7 +1,7 @@
 """How fast curation is, stage by stage against its floor and as a whole against a plain loop; and that memory is flat.
 
 The floor of a stage is the least that any implementation must do: read the bytes, hash them, decode them with Pillow.
-The plain loop is what a download tool does to each picture, without any care: it shows what the guards and measures cost.
+The plain loop is what a download tool does to each picture, without any care: it shows what guards and measures cost.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -49,12 +50,15 @@ def main(
     stage_images: Annotated[int, Field(ge=16)] = 150,
     hashes: Annotated[int, Field(ge=1000)] = 1_000_000,
 ) -> list[Table]:
-    """Images per second and core of each stage and of the whole, and memory over time; images=200000 side=32 repeats=1
-    shows that memory is flat. With data=FOLDER on its JPEGs, else on generated ones, `side` pixels wide."""
+    """Speed of each stage of curation against its floor, of the whole against a plain loop, and memory over time.
+
+    With data=FOLDER on its JPEGs, else on generated ones, `side` pixels wide. images=200000 side=32 repeats=1 shows
+    that memory is flat.
+    """
     with tempfile.TemporaryDirectory(prefix="bench") as temporary:
         folder = Path(temporary)
-        tars = write_tars(folder / "source", pictures(images, side, data), images)
-        whole, memory, manifest = _whole(folder, tars, images, repeats)
+        tars, count = write_tars(folder / "source", pictures(images, side, data), images)
+        whole, memory, manifest = _whole(folder, tars, count, repeats)
         raws = list(pictures(stage_images, side, data))
         stages = _stages(folder, raws, repeats) + _decisions(folder, manifest, hashes, repeats)
     columns = ("stage", "per s and core", "CPU ms each", "its floor", "floor CPU ms", "× floor")
@@ -63,10 +67,10 @@ def main(
     return [Table("stages", columns, stages, note), whole, memory]
 
 
-def write_tars(folder: Path, raws: Iterable[bytes], images: int) -> list[Path]:
-    """WebDataset tars, eight or more."""
+def write_tars(folder: Path, raws: Iterable[bytes], images: int, tars: int = 8) -> tuple[list[Path], int]:
+    """WebDataset tars, `tars` or more if there are as many as `images`; and how many images there are."""
     folder.mkdir()
-    per_tar = min(PER_TAR, math.ceil(images / 8))
+    per_tar = min(PER_TAR, math.ceil(images / tars))
     for number, raw in enumerate(raws):
         if number % per_tar == 0:
             path = folder / f"{number // per_tar:05d}.tar"
@@ -75,11 +79,11 @@ def write_tars(folder: Path, raws: Iterable[bytes], images: int) -> list[Path]:
         if (number + 1) % per_tar == 0:
             archive.close()
     archive.close()
-    return sorted(folder.iterdir())
+    return sorted(folder.iterdir()), number + 1
 
 
 def plain_loop(tars: list[Path], to: Path) -> None:
-    """Opens, converts, shrinks, encodes, hashes and writes each picture: one process, no guard, no measure, no index."""
+    """Opens, converts, shrinks, encodes, hashes, writes each picture: one process, no guard, no measure, no index."""
     to.mkdir(exist_ok=True)
     for path in tars:
         with tarfile.open(path) as source, tarfile.open(to / path.name, "w") as out:
@@ -87,16 +91,19 @@ def plain_loop(tars: list[Path], to: Path) -> None:
                 file = source.extractfile(member)
                 assert file is not None
                 raw = file.read()
-                image = Image.open(io.BytesIO(raw)).convert("RGB")
-                if min(image.size) > SIDE:
-                    scale = SIDE / min(image.size)
-                    size = round(image.width * scale), round(image.height * scale)
-                    image = image.resize(size, Image.Resampling.LANCZOS)
+                image = shrunk(Image.open(io.BytesIO(raw)).convert("RGB"))
                 buffer = io.BytesIO()
                 image.save(buffer, "JPEG", quality=QUALITY)
                 _add(out, member.name, buffer.getvalue())
                 notes = {"sha256": hashlib.sha256(raw).hexdigest(), "width": image.width, "height": image.height}
                 _add(out, member.name.replace(".jpg", ".json"), json.dumps(notes).encode())
+
+
+def shrunk(image: Image.Image) -> Image.Image:
+    """With its shorter side SIDE at most."""
+    scale = min(1, SIDE / min(image.size))
+    size = round(image.width * scale), round(image.height * scale)
+    return image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -107,29 +114,30 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _whole(folder: Path, tars: list[Path], images: int, repeats: int) -> tuple[Table, Table, Manifest]:
     """`curate` on Ray and the plain loop, in turns; the memory of the first curation."""
-    curations, loops = [], list[Cost]()
-    watched: Watch | None = None
+    watches, curations, loops = list[Watch](), list[Cost](), list[Cost]()
     with connected():
         for number in range(repeats):
             with Watch() as watch:
-                one = cost(lambda number=number, watch=watch: _curate(folder, number, images, watch))  # type: ignore[misc]
-            curations.append(Cost(watch.seconds, one.wall))
-            watched = watched or watch
-            loops.append(cost(lambda: plain_loop(tars, folder / "plain")))
+                found = cost(partial(_curate, folder, number, images, watch))
+            watches.append(watch)
+            curations.append(Cost(watch.seconds, found.wall))
+            loops.append(cost(partial(plain_loop, tars, folder / "plain")))
     manifest = Store(folder / "store0").manifest
     seen = manifest.seen
-    rows: list[tuple[Cell, ...]] = []
-    for name, found in (("curate on Ray", curations), ("plain loop, 1 process", loops)):
-        cpu, wall = (float(np.median(values)) for values in zip(*found, strict=True))
-        rows.append((name, seen / cpu, cpu / seen * 1000, seen / wall, wall))
-    rows.append(("curate ÷ plain loop", *(rows[0][place] / rows[1][place] for place in range(1, 5))))  # type: ignore[operator]
+    cpu, wall = np.median([curations, loops], axis=1).T  # (2,) each
+    ours, plain = np.stack([seen / cpu, cpu / seen * 1000, seen / wall, wall], axis=1).tolist()
+    ratios = [one / other for one, other in zip(ours, plain, strict=True)]
+    rows: list[tuple[Cell, ...]] = [
+        ("curate on Ray", *ours),
+        ("plain loop, 1 process", *plain),
+        ("curate ÷ plain loop", *ratios),
+    ]
     columns = ("whole", "images/s/core", "CPU ms an image", "images/s", "seconds")
     title = f"whole: {seen:,} images in {len(tars)} tars, {manifest.kept:,} kept"
     note = f"medians of {repeats}; CPU time of all processes, Ray's own among them; Ray was started before"
-    assert watched is not None
     memory = [
         (phase, *(peaks[kind] / 2**20 if peaks[kind] else None for kind in KINDS))
-        for phase, peaks in watched.peaks.items()
+        for phase, peaks in watches[0].peaks.items()
     ]
     return (
         Table(title, columns, rows, note),
@@ -148,7 +156,7 @@ def _curate(folder: Path, number: int, images: int, watch: Watch) -> None:
 
 def _stages(folder: Path, raws: list[bytes], repeats: int) -> list[tuple[Cell, ...]]:
     """Reading to writing."""
-    tar = write_tars(folder / "few", raws, 8 * len(raws))[0]
+    (tar,), _ = write_tars(folder / "few", raws, len(raws), tars=1)
     unit, place = Unit(kind="tar", path=tar.name), place_of(tar.parent)[0]
     joined = b"".join(raws)
     kept = [canonical(raw, SIDE, QUALITY) for raw in raws]
@@ -158,8 +166,11 @@ def _stages(folder: Path, raws: list[bytes], repeats: int) -> list[tuple[Cell, .
     def each(function: Callable[..., object], items: Iterable[object]) -> Callable[[], object]:
         return lambda: [function(item) for item in items]
 
-    def pillow(raw: bytes) -> None:
+    def decode(raw: bytes) -> None:
         Image.open(io.BytesIO(raw)).load()
+
+    def shrink(raw: bytes) -> Image.Image:
+        return shrunk(Image.open(io.BytesIO(raw)).convert("RGB"))
 
     def shards() -> None:
         with ShardWriter(folder, 0, len(raws)) as writer:
@@ -175,7 +186,6 @@ def _stages(folder: Path, raws: list[bytes], repeats: int) -> list[tuple[Cell, .
             os.fsync(file.fileno())
 
     (folder / SHARDS).mkdir()
-    bare = "Pillow's open and load"
     captions = [CAPTIONS[number % len(CAPTIONS)] for number in range(len(raws) * 10)]
     each(language_of, captions)()  # loads the model
     rows = []
@@ -189,11 +199,12 @@ def _stages(folder: Path, raws: list[bytes], repeats: int) -> list[tuple[Cell, .
             ("tar to samples", lambda: list(read(unit, place)), "read the file", tar.read_bytes, len(raws)),
             ("sha256 of the file", each(lambda raw: hashlib.sha256(raw).hexdigest(), raws), "of one buffer",
              lambda: hashlib.sha256(joined), len(raws)),
-            ("decode, measure, encode, in process", each(lambda raw: canonical(raw, SIDE, QUALITY), raws), bare,
-             each(pillow, raws), len(raws)),
-            ("· decode, RGB, resize", each(lambda raw: decoded(raw, SIDE), raws), bare, each(pillow, raws), len(raws)),
-            ("· measures and signatures", each(measure, rgbs), "its hash of pictures",
-             each(perceptual_hash, grays), len(raws)),
+            ("decode, measure, encode, in process", each(lambda raw: canonical(raw, SIDE, QUALITY), raws),
+             "Pillow's decode", each(decode, raws), len(raws)),
+            ("· decode, RGB, resize", each(lambda raw: decoded(raw, SIDE), raws), "Pillow's alone",
+             each(shrink, raws), len(raws)),
+            ("· measures and signatures", each(measure, rgbs), None, None, len(raws)),
+            ("· · perceptual hash of them", each(perceptual_hash, grays), None, None, len(raws)),
             ("· sha256 of the pixels", each(lambda rgb: hashlib.sha256(rgb.tobytes()), rgbs), None, None, len(raws)),
             ("· encode JPEG", each(lambda rgb: rgb.save(io.BytesIO(), "JPEG", quality=QUALITY), rgbs), None, None,
              len(raws)),

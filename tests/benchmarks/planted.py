@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 
-from PIL import Image, ImageDraw, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from tests.benchmarks.scenes import encoded
 
@@ -69,7 +69,7 @@ KINDS = ("same file", "other comment", "as PNG", *(f"JPEG {quality}" for quality
 
 def planted(raw: bytes) -> Iterator[tuple[str, bytes]]:
     """(kind, file) of each planted duplicate of a JPEG. Raises: OSError, if it cannot be decoded."""
-    image = Image.open(io.BytesIO(raw)).convert("RGB")
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(raw))).convert("RGB")
     yield "same file", raw
     yield "other comment", raw[:2] + b"\xff\xfe\x00\x07found" + raw[2:]  # SOI, COM, the rest
     buffer = io.BytesIO()

@@ -23,7 +23,7 @@ class Process(NamedTuple):
 class Cost(NamedTuple):
     """Seconds."""
 
-    cpu: float  # of all processes
+    cpu: float  # of one or more processes
     wall: float
 
 
@@ -56,15 +56,15 @@ def _kind(pid: int) -> str:
 
 
 def cost(work: Callable[[], object]) -> Cost:
-    """What `work` costs once, in this process and in children that live on."""
+    """What `work` costs once, in this process and in decoders that live on."""
 
-    def children() -> float:
-        return sum(process.cpu for pid, process in tree().items() if pid != os.getpid())
+    def decoders() -> float:
+        return sum(process.cpu for process in tree().values() if process.kind == "decoder")
 
-    before, cpu, wall = children(), time.process_time(), time.perf_counter()
+    before, cpu, wall = decoders(), time.process_time(), time.perf_counter()
     work()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return Cost(cpu + children() - before, wall)
+    return Cost(cpu + decoders() - before, wall)
 
 
 def costs(repeats: int, *works: Callable[[], object]) -> list[Cost]:

@@ -1,5 +1,6 @@
 """The guarded decoder: a bad picture costs one sample and bounded time, and the child can do next to nothing."""
 
+import contextlib
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from PIL import Image
 
 from pipeline.ingest.decode import FORMATS, Decoded, canonical
 from pipeline.ingest.decoder_child import ANSWER, KEPT, READY
-from pipeline.ingest.guard import DecodeLimits, GuardedDecoder
+from pipeline.ingest.guard import DecodeLimits, GuardedDecoder, decode_with
 from pipeline.ingest.refusals import Refusal
 from pipeline.ingest.samples import printable
 from tests.pipeline.ingest.test_colours import PACK
@@ -386,3 +387,28 @@ def test_the_child_sees_the_end_of_its_input_at_once(picture: Make) -> None:
     process.stdin.close()
     assert process.wait(5) == 0
     os.close(decoder._child._complaints)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
+def test_several_decoders_keep_the_order_and_a_bad_picture_still_costs_only_itself(picture: Make, count: int) -> None:
+    raws = [b"CRASH" if number % 7 == 5 else picture(number) for number in range(count)]
+    with contextlib.ExitStack() as stack:
+        decoders = [stack.enter_context(guarded(side=16)) for _ in range(3)]
+        found = list(decode_with(decoders, enumerate(raws)))
+        assert [number for number, _, _ in found] == list(range(count))
+        for number, raw, outcome in found:
+            assert raw is raws[number]
+            if number % 7 == 5:
+                assert isinstance(outcome, Refusal)
+                assert outcome.reason == "decode_crash"
+            else:
+                assert isinstance(outcome, Decoded)
+                assert outcome.pixels == canonical(raw, 16, 90).pixels
+        with pytest.raises(ConnectionError):
+            list(decode_with(decoders, failing(picture(1))))
+        assert len(list(decode_with(decoders, enumerate([picture(1)] * 4)))) == 4  # they can be used again
+
+
+def failing(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    yield from enumerate([raw] * 20)
+    raise ConnectionError

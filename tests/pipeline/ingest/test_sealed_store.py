@@ -264,3 +264,10 @@ def test_a_shard_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
 def test_accounting_is_asserted(source: Path) -> None:
     manifest: Manifest = sealed(source).manifest
     assert manifest.seen == manifest.kept + sum(manifest.refused.values())
+
+
+@pytest.mark.parametrize(
+    ("units", "cpus", "decoders"), [(1, [2], 2), (1, [64, 4], 8), (3, [2], 1), (10, [16, 16], 3), (1000, [0.5], 1)]
+)
+def test_few_units_use_many_decoders(units: int, cpus: list[float], decoders: int) -> None:
+    assert module._decoders_for(units, cpus) == decoders

@@ -263,3 +263,12 @@ def test_a_container_that_went_since_it_was_listed_is_damage(
     (broken,) = read(plan.units[0], plan.root)
     assert isinstance(broken, Broken)
     assert (broken.reason, broken.lost) == ("missing", 1)
+
+
+def test_a_parquet_file_beside_a_tar_is_its_notes_only_if_it_holds_no_pictures(
+    tmp_path: Path, write: Write, picture: Callable[..., bytes], tar: Callable[..., bytes]
+) -> None:
+    source = write(tmp_path / "source", {"a.tar": tar({"1.jpg": picture(1)}), "b.tar": tar({"2.jpg": picture(2)})})
+    pq.write_table(pa.table({"url": ["https://x.org/1"], "width": [4]}), source / "a.parquet")
+    pq.write_table(pa.table({"image": [picture(3)]}), source / "b.parquet")
+    assert [unit.path for unit in list_source(source, 10).units] == ["a.tar", "b.tar", "b.parquet"]
