@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -69,7 +69,7 @@ def benchmarks(root: Path = ROOT) -> list[str]:
     return sorted(path.stem for path in (root / FOLDER).glob("*.py") if "\ndef main(" in path.read_text())
 
 
-def run(name: str, settings: dict[str, object]) -> list[Table]:
+def run(name: str, settings: Mapping[str, object]) -> list[Table]:
     """Runs a benchmark.
 
     Raises:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from jobs import curate, demo, evaluate, pretrain, recipe_list, select, submit, sweep
+from jobs import bench, curate, demo, evaluate, pretrain, recipe_list, select, submit, sweep
 
 app = typer.Typer(
     help="Self-supervised pretraining of vision encoders on image and image-text data as it comes.",
@@ -23,6 +23,7 @@ app.command("report")(evaluate.report)
 app.command("demo")(demo.demo)
 app.command("recipes")(recipe_list.recipes)
 app.command("show")(recipe_list.show)
+app.command("bench")(bench.bench)
 app.command("submit", context_settings=submit.CONTEXT)(submit.submit)
 
 

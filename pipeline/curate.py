@@ -253,6 +253,7 @@ def _run_units(units: list[Unit], task: Any, watch: _Watch) -> Exception | None:
     logging.getLogger(ray.data.__name__).setLevel(logging.ERROR)  # its notes would tear a progress line
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.target_max_block_size = 1  # byte: each word about progress at once, not when many fill a block
     context.execution_no_progress_timeout_s = -1  # a large tar may take longer than any timeout
     with ray.data.DataContext.current(context), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # no other way to max_retries in Ray 2.60

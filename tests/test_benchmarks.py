@@ -111,6 +111,8 @@ def test_the_command_lists_prints_and_saves(command: typer.Typer, tmp_path: Path
         (["duplicates", "image=5"], "no setting image; there are: images=500"),
         (["duplicates", "images=1"], "images=1: should be greater than or equal to 2"),
         (["duplicates", "images"], "is no setting: write key=value"),
+        (["duplicates", "pairs=/nowhere/x.png"], "pairs=/nowhere/x.png: there is no folder"),
+        (["duplicates", "encoder=/nowhere"], "/nowhere"),
         (["duplicates", "--save", "/nowhere/x.json"], "there is no folder"),
     ],
 )

@@ -22,7 +22,7 @@ from pipeline.ingest.write import replaced
 if TYPE_CHECKING:
     from pipeline.ingest.store import Store
 
-NEAR = 3  # bits in which a perceptual hash may differ from a blocked one
+NEAR = 4  # bits in which a perceptual hash may differ from a blocked one
 _LINE = re.compile(r"(?:sha256:)?([0-9a-f]{64})|phash:([0-9a-f]{16})")
 
 

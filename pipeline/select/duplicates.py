@@ -1,18 +1,18 @@
 """Exact and near duplicates among perceptual hashes, found without comparing all pairs.
 
-Two 64-bit hashes that differ in at most d bits agree exactly in some of their bands (pigeonhole): with 4 bands in at
-least 4 - d, with 6 bands in at least 6 - d. So every pair meets in a bucket of some combination of bands: 4 keys of 16
-bits for small sets, 20 keys of about 32 bits, whose buckets stay small, for large ones (Manku et al., WWW 2007).
+Two 64-bit hashes that differ in at most d bits agree exactly in at least b - d of b bands (pigeonhole). So every pair
+meets in a bucket of some combination of b - d bands (Manku et al., WWW 2007). More bands make more keys of more bits:
+as many are taken as keep the buckets small. Distances of perceptual hashes are even: each has 32 bits set.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
-MAX_DISTANCE = 3  # bits; a fourth would need other bands
-SMALL = 500_000  # hashes; above it, the finer keys pay
+MAX_DISTANCE = 6  # bits; at 32 pixels, pictures of plain skies come within 6 of one another
+FULL = 64  # hashes that share a bucket by chance, on average; above it, finer keys pay
 MAX_BUCKET = 4096  # comparisons of a hash within one bucket; more are counted, not made
 THUMB_DISTANCE = 12.0  # mean absolute difference of two 4×4 RGB thumbnails, 0..255, that still is one picture
 
@@ -52,11 +52,13 @@ def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, distance: int) -> Pairs:
 
 def _keys(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
     """The bits of each combination of bands that a pair within `distance` must share in at least one combination."""
-    bands = [16] * 4 if len(hashes) <= SMALL else [11, 11, 11, 11, 10, 10]
-    starts = np.cumsum([0, *bands])
-    for chosen in combinations(range(len(bands)), len(bands) - distance):
-        mask = sum(((1 << bands[band]) - 1) << int(starts[band]) for band in chosen)
-        yield hashes & np.uint64(mask)
+    bands = distance + 1
+    while bands < 2 * distance and len(hashes) > FULL * 2 ** (64 * (bands - distance) / bands):
+        bands += 1
+    edges = [round(64 * band / bands) for band in range(bands + 1)]
+    masks = [(1 << end) - (1 << start) for start, end in pairwise(edges)]
+    for chosen in combinations(masks, bands - distance):
+        yield hashes & np.uint64(sum(chosen))
 
 
 def _same_colours(thumbs: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:

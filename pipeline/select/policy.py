@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from pipeline.ingest.blocklist import BlockList
+from pipeline.ingest.blocklist import NEAR, BlockList
 from pipeline.ingest.refusals import Reason
 from pipeline.ingest.store import Store
 from pipeline.select.draws import draw, keys_of
@@ -53,7 +53,11 @@ class Policy(Config):
     drop_private: bool = Field(False, description="drop captions with e-mail addresses, telephone or card numbers")
     exact_duplicates: bool = Field(True, description="drop copies with the same bytes or pixels")
     near_distance: int | None = Field(
-        3, ge=0, le=MAX_DISTANCE, description="drop copies whose perceptual hash differs in so many bits; None: keep"
+        NEAR,
+        ge=0,
+        le=MAX_DISTANCE,
+        description="drop copies whose 64-bit perceptual hash differs in at most so many "
+        "bits, which is always an even number, and whose colours agree; None: keep",
     )
     max_origin_share: float | None = Field(
         None, gt=0, le=1, description="share of the samples that one origin (host, container, folder) may give"
@@ -217,8 +221,10 @@ def _captions(policy: Policy, funnel: Funnel) -> None:
 
 def _thumbs(column: pa.ChunkedArray) -> np.ndarray:
     """(n, 48) uint8."""
-    joined = b"".join(column.to_pylist())
-    return np.frombuffer(joined, np.uint8).reshape(-1, 48)
+    values = column.combine_chunks()
+    values = values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
+    data = np.frombuffer(values.buffers()[1], np.uint8) if len(values) else np.empty(0, np.uint8)
+    return data[48 * values.offset : 48 * (values.offset + len(values))].reshape(-1, 48)
 
 
 def _references(stores: tuple[Path, ...], reason: Literal["eval_overlap", "dup_exact"], policy: Policy,
@@ -228,7 +234,7 @@ def _references(stores: tuple[Path, ...], reason: Literal["eval_overlap", "dup_e
         other = Store(path).columns("id", "pixels", "phash", "thumb")
         same = pc.or_(pc.is_in(funnel.column("id"), other["id"]), pc.is_in(funnel.column("pixels"), other["pixels"]))
         funnel.drop(same.to_numpy(zero_copy_only=False), reason)
-        distance = 3 if reason == "eval_overlap" else policy.near_distance  # an evaluation set is always kept apart
+        distance = NEAR if reason == "eval_overlap" else policy.near_distance  # an evaluation set is always kept apart
         if distance is None:
             continue
         count = other.num_rows

@@ -228,9 +228,10 @@ def _decisions(folder: Path, manifest: Manifest, hashes: int, repeats: int) -> l
                  seconds / floor))  # fmt: skip
     for count in sorted({hashes // 10, hashes}):
         values, thumbs = planted_hashes(count)
-        test = np.ones(count, np.int64)
-        rows.append(_row(f"near duplicates of {count:,}", lambda v=values, t=thumbs, p=test: near_duplicates(
-            v, t, MAX_DISTANCE, p), "sort the hashes", lambda v=values: np.sort(v), count, 1))  # fmt: skip
+        search = partial(near_duplicates, values, thumbs, MAX_DISTANCE, np.ones(count, np.int64))
+        rows.append(
+            _row(f"near duplicates of {count:,}", search, "sort the hashes", partial(np.sort, values), count, 1)
+        )
     return rows
 
 

@@ -2,10 +2,9 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -62,6 +61,10 @@ def main(
     With data=FOLDER on its JPEGs, else on generated ones, `side` pixels wide; encoder=RUN adds the semantic search;
     pairs=FILE.png draws pairs of different originals that are taken for one.
     """
+    if encoder is not None:
+        _checkpoint(encoder)
+    if pairs is not None and not pairs.absolute().parent.is_dir():
+        raise ValueError(f"pairs={pairs}: there is no folder {pairs.absolute().parent}")
     raws = list(pictures(images, side, data))
     chosen = np.unique(np.linspace(0, len(raws) - 1, min(copied, len(raws))).astype(int)).tolist()
     copies = [(number, KINDS.index(kind), raw) for number in chosen for kind, raw in planted(raws[number])]
@@ -86,10 +89,10 @@ def pooled(pictures: list[tuple[int, int, bytes]]) -> tuple[Pool, int]:
             continue
         file = hashlib.sha256(raw).hexdigest()
         rows.append((original, kind, int(file[:15], 16), int(found.pixels[:15], 16), found.measures))
-    original, kind, files, pixels, measures = zip(*rows, strict=True)
-    thumbs = np.frombuffer(b"".join(one.thumb for one in measures), np.uint8).reshape(-1, 48)
-    hashes = np.array([one.phash for one in measures], np.uint64)
-    return Pool(*(np.array(values, np.int64) for values in (original, kind, files, pixels)), hashes, thumbs), refused
+    original_of, kinds, files, pixels = np.array([row[:4] for row in rows], np.int64).T
+    thumbs = np.frombuffer(b"".join(row[4].thumb for row in rows), np.uint8).reshape(-1, 48)
+    hashes = np.array([row[4].phash for row in rows], np.uint64)
+    return Pool(original_of, kinds, files, pixels, hashes, thumbs), refused
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,16 @@ def draw_pairs(pool: Pool, near: _Near, raws: list[bytes], path: Path) -> None:
     page.save(path)
 
 
+def _checkpoint(run: Path) -> Any:
+    """Raises ValueError where there is none."""
+    from pipeline.run import Run  # here: the rest needs no torch
+
+    checkpoint = Run.open(run).newest_checkpoint()
+    if checkpoint is None:
+        raise ValueError(f"encoder={run} has no whole checkpoint: name the directory of a trained run")
+    return checkpoint
+
+
 def semantic(raws: list[bytes], copies: list[tuple[int, int, bytes]], run: Path) -> Table:
     """Recall and false merges of the semantic search with the encoder of a run."""
     from pipeline.cluster import connected
@@ -224,10 +237,7 @@ def semantic(raws: list[bytes], copies: list[tuple[int, int, bytes]], run: Path)
     from pipeline.select.blocks import EmbeddingBlocks
     from pipeline.select.policy import PRESETS
 
-    opened = Run.open(run)
-    checkpoint = opened.newest_checkpoint()
-    if checkpoint is None:
-        raise ValueError(f"encoder={run} has no whole checkpoint: name the directory of a trained run")
+    opened, checkpoint = Run.open(run), _checkpoint(run)
     with tempfile.TemporaryDirectory(prefix="bench") as temporary, connected(cpus=opened.experiment.cluster.cpus):
         source = Path(temporary, "source")
         source.mkdir()
@@ -246,19 +256,16 @@ def semantic(raws: list[bytes], copies: list[tuple[int, int, bytes]], run: Path)
             probes=min(2, clusters),
         )  # fmt: skip
     right = original[closest.rows] == original
-    rows = []
-    for number, name in enumerate(KINDS):
-        if (mine := kind == number).any():
-            rows.append((name, *_shares(lambda near, mine=mine: (near & right)[mine], closest.similarity)))
-    copy = kind != ORIGINAL
-    rows.append(("copies taken for another's", *_shares(lambda near: (near & ~right)[copy], closest.similarity)))
-    rows.append(("originals dropped", *_shares(lambda near: near[~copy], closest.similarity)))
+    copy, rows = kind != ORIGINAL, list[tuple[Cell, ...]]()
+    for name, of, which in (
+        *((name, right, kind == number) for number, name in enumerate(KINDS)),
+        ("copies taken for another's", ~right, copy),
+        ("originals dropped", right | ~right, ~copy),
+    ):
+        if which.any():
+            rows.append((name, *(_percent((of & (closest.similarity > 1 - epsilon))[which]) for epsilon in EPSILONS)))
     columns = ("semantic: found, %", *(f"ε {epsilon:g}" for epsilon in EPSILONS))
     return Table(f"semantic duplicates, encoder {opened.path.name}", columns, rows)
-
-
-def _shares(of: Callable[[np.ndarray], np.ndarray], similarity: np.ndarray) -> list[float]:
-    return [_percent(of(similarity > 1 - epsilon)) for epsilon in EPSILONS]
 
 
 def _apart(thumbs: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:

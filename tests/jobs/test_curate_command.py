@@ -82,7 +82,7 @@ def test_select_and_block_change_what_is_read_without_reading_a_picture(tmp_path
         (["--policy", "basc"], "'basc' is unknown: choose one of none, clean, basic, strict"),
         (["min_sde=3"], r"min_sde: no such setting; did you mean min_std\?|min_sde: no such setting"),
         (["quality=3"], r"quality=3: should be greater than or equal to 30 \(`feral policies` lists"),
-        (["near_distance=4"], "near_distance=4: should be less than or equal to 3"),
+        (["near_distance=7"], "near_distance=7: should be less than or equal to 6"),
         (["side"], "'side' is no setting: write key=value"),
         (["--eval-set", "nowhere"], "no store at .*nowhere: make one with"),
         (["--block-list", "nowhere"], "--block-list nowhere: no such file"),

@@ -106,7 +106,7 @@ def test_a_name_that_is_not_utf8_costs_one_sample(tmp_path: Path, write: Write) 
 
 def test_units_are_bounded_sorted_and_of_all_kinds(tmp_path: Path, write: Write, tar: Callable[..., bytes]) -> None:
     write(tmp_path, {f"{number}.jpg": b"x" for number in range(5)})
-    write(tmp_path, {"b.tar": tar({}), "train/a.tar": tar({}), "b.parquet": "the tar's own notes, not a source"})
+    write(tmp_path, {"b.tar": tar({}), "train/a.tar": tar({})})
     pq.write_table(pa.table({"image": [b"x"] * 10}), tmp_path / "test-00000-of-00001.parquet", row_group_size=1)
     plan = list_source(tmp_path, 2)
     assert [unit.number for unit in plan.units] == list(range(len(plan.units)))

@@ -13,7 +13,7 @@ def looks(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     hashes = generator.integers(0, 2**64, count, dtype=np.uint64)
     for row in range(count // 2, count):
         twin = hashes[generator.integers(0, count // 2)]
-        for bit in generator.choice(64, generator.integers(0, 6), replace=False):
+        for bit in generator.choice(64, generator.integers(0, 9), replace=False):
             twin ^= np.uint64(1) << np.uint64(bit)
         hashes[row] = twin
     thumbs = np.full((count, 48), 100, np.uint8)
@@ -30,10 +30,10 @@ def brute_force(hashes: np.ndarray, thumbs: np.ndarray, distance: int) -> set[tu
     }
 
 
-@pytest.mark.parametrize("small", [0, 10**6], ids=["twenty keys", "four keys"])
-@pytest.mark.parametrize("distance", [0, 1, 2, 3])
-def test_the_banded_look_up_misses_no_pair(monkeypatch: pytest.MonkeyPatch, small: int, distance: int) -> None:
-    monkeypatch.setattr(duplicates, "SMALL", small)
+@pytest.mark.parametrize("full", [0, 1e-6, 64], ids=["the finest keys", "finer keys", "the coarsest keys"])
+@pytest.mark.parametrize("distance", [0, 1, 2, 3, 4, 6])
+def test_the_banded_look_up_misses_no_pair(monkeypatch: pytest.MonkeyPatch, full: float, distance: int) -> None:
+    monkeypatch.setattr(duplicates, "FULL", full)
     hashes, thumbs = looks(400)
     found = near_pairs(hashes, thumbs, distance)
     expected = brute_force(hashes, thumbs, distance)

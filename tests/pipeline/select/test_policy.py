@@ -110,7 +110,7 @@ def test_near_copies_go_but_a_test_picture_stays() -> None:
 
 def test_blocked_pictures_go_whatever_the_policy() -> None:
     listed = BlockList(frozenset({f"{1:064x}"}), (0xFF00FF00FF00FF00,))
-    samples = {}, {}, {"phash": 0xFF00FF00FF00FF07}, {"phash": 0xFF00FF00FF00FF0F}
+    samples = {}, {}, {"phash": 0xFF00FF00FF00FF07}, {"phash": 0xFF00FF00FF00FF1F}
     assert reasons(EVERYTHING, *samples, inputs=Inputs(block_list=listed)) == [
         None, "blocklisted", "blocklisted", None,
     ]  # fmt: skip

@@ -156,5 +156,5 @@ def test_stages_that_cannot_work_are_refused(content: dict[str, Any], message: s
 def test_a_card_says_what_decided(store: Store) -> None:
     select(store, "mine", Policy(), Inputs(), Stages())
     card = json.loads((store.path / "selections/mine/selection.json").read_text())
-    assert card["policy"]["policy"]["near_distance"] == 3
+    assert card["policy"]["policy"]["near_distance"] == 4
     assert read_selection(store, "mine").store == store.manifest.index_sha256
