@@ -108,16 +108,24 @@ def curate_and_tell(
     source: str | Path, to: Path, config: "CurateConfig", policy: "Policy | None" = None,
     inputs: "Inputs | None" = None, *, overwrite: bool = False, address: str | None = None,
 ) -> None:  # fmt: skip
-    """Curates with a live funnel, and ends with five lines."""
+    """Curates with a live funnel, and ends with five lines.
+
+    Raises:
+        typer.Exit: stopped by Ctrl-C (status 130).
+    """
     from pipeline.curate import CLEAN
     from pipeline.curate import curate as run
     from pipeline.ingest.store import Store
 
-    with _live() as on_progress:
-        run(
-            source, to, config, policy=policy or CLEAN, inputs=inputs, on_progress=on_progress, overwrite=overwrite,
-            address=address,
-        )  # fmt: skip
+    try:
+        with _live() as on_progress:
+            run(
+                source, to, config, policy=policy or CLEAN, inputs=inputs, on_progress=on_progress, overwrite=overwrite,
+                address=address,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo("stopped; what is done is kept, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
     for line in summary(Store(to), to):
         typer.echo(line)
 
@@ -134,7 +142,7 @@ def summary(store: "Store", shown_as: Path) -> Iterator[str]:
     reasons = sorted(manifest.refused.items(), key=lambda item: -item[1])
     most = ", ".join(f"{count:,} {reason}" for reason, count in reasons[:6])
     more = f" and {len(reasons) - 6} more reasons" if len(reasons) > 6 else ""
-    yield f"refused: {most}{more}; see {shown_as / DATA_CARD}" if reasons else "refused: nothing"
+    yield f"refused: {most or 'nothing'}{more}; see {shown_as / DATA_CARD}"
     yield printable(damage_line(store))
     dropped = f" ({manifest.captions_dropped:,} captions over 8 KB dropped)" if manifest.captions_dropped else ""
     splits = ", ".join(f"{count:,} {split}" for split, count in manifest.splits.items())
