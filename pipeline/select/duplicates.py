@@ -44,7 +44,7 @@ def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, distance: int) -> Pairs:
             first, second = order[place], order[place + lag]  # stable: first < second
             close = np.bitwise_count(hashes[first] ^ hashes[second]) <= distance
             first, second = first[close], second[close]
-            found.append(np.stack([first, second], 1)[_same_colours(thumbs, first, second)])
+            found.append(np.stack([first, second], 1)[thumb_distance(thumbs, first, second) <= THUMB_DISTANCE])
         skipped += int(np.maximum(ends - np.arange(len(order)) - 1 - MAX_BUCKET, 0).sum())
     pairs = np.unique(np.concatenate(found)[:, ::-1], axis=0)[:, ::-1]
     return Pairs(pairs, skipped)
@@ -61,13 +61,13 @@ def _keys(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
         yield hashes & np.uint64(sum(chosen))
 
 
-def _same_colours(thumbs: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    same = np.empty(len(first), bool)
+def thumb_distance(thumbs: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of the thumbnails of pairs of rows, 0..255: (m,) float32."""
+    distance = np.empty(len(first), np.float32)
     for start in range(0, len(first), 2**16):  # bounds the memory of the difference
         part = slice(start, start + 2**16)
-        difference = np.abs(thumbs[first[part]].astype(np.int16) - thumbs[second[part]])
-        same[part] = difference.mean(axis=1) <= THUMB_DISTANCE
-    return same
+        distance[part] = np.abs(thumbs[first[part]].astype(np.int16) - thumbs[second[part]]).mean(axis=1)
+    return distance
 
 
 def exact_survivors(keys: np.ndarray, priority: np.ndarray) -> np.ndarray:

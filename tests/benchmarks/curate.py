@@ -103,7 +103,7 @@ def shrunk(image: Image.Image) -> Image.Image:
     """With its shorter side SIDE at most."""
     scale = min(1, SIDE / min(image.size))
     size = round(image.width * scale), round(image.height * scale)
-    return image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
+    return image if scale == 1 else image.resize(size, Image.Resampling.HAMMING)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

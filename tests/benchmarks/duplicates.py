@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 
 from jobs.bench import Cell, Table
+from pipeline.ingest.blocklist import NEAR
 from pipeline.ingest.decode import canonical, decoded
 from pipeline.ingest.refusals import Refusal
-from pipeline.select.duplicates import MAX_DISTANCE, THUMB_DISTANCE, near_duplicates, near_pairs
+from pipeline.select.duplicates import MAX_DISTANCE, THUMB_DISTANCE, near_duplicates, near_pairs, thumb_distance
 from pipeline.select.kmeans import kmeans
 from pipeline.select.semantic import closest_earlier
 from tests.benchmarks.planted import KINDS, planted
@@ -113,7 +114,7 @@ class _Near:
         rows = np.concatenate(found)
         first, second = rows.T
         bits = np.bitwise_count(pool.hashes[first] ^ pool.hashes[second]).astype(int)
-        near = cls(rows, bits, _apart(pool.thumbs, first, second))
+        near = cls(rows, bits, thumb_distance(pool.thumbs, first, second))
         quick = near_pairs(pool.hashes, pool.thumbs, MAX_DISTANCE)
         slow = rows[near.within(MAX_DISTANCE, THUMB_DISTANCE)]
         assert quick.skipped or np.array_equal(quick.rows, slow[np.lexsort(slow.T)]), "near_pairs misses or invents"
@@ -148,7 +149,7 @@ def _recall(pool: Pool, near: _Near, title: str) -> Table:
         if not len(mine):
             continue
         bits = np.bitwise_count(pool.hashes[mine] ^ pool.hashes[own[mine]])
-        thumb = _apart(pool.thumbs, mine, own[mine])
+        thumb = thumb_distance(pool.thumbs, mine, own[mine])
         rows.append((
             kind, len(mine), _percent(pool.files[mine] == pool.files[own[mine]]),
             _percent(pool.pixels[mine] == pool.pixels[own[mine]]),
@@ -185,7 +186,7 @@ def _dropped(pool: Pool) -> Table:
     """What the policy's stage does to the pool, where originals come first."""
     rows: list[tuple[Cell, ...]] = []
     for thumbs, name in ((pool.thumbs, f"{THUMB_DISTANCE:g}"), (np.zeros_like(pool.thumbs), "any")):
-        for distance in (0, MAX_DISTANCE):
+        for distance in (0, NEAR, MAX_DISTANCE):
             stands, _ = near_duplicates(pool.hashes, thumbs, distance, pool.copies.astype(np.int64))
             gone = stands != np.arange(len(stands))
             right = pool.original[stands] == pool.original
@@ -266,12 +267,6 @@ def semantic(raws: list[bytes], copies: list[tuple[int, int, bytes]], run: Path)
             rows.append((name, *(_percent((of & (closest.similarity > 1 - epsilon))[which]) for epsilon in EPSILONS)))
     columns = ("semantic: found, %", *(f"ε {epsilon:g}" for epsilon in EPSILONS))
     return Table(f"semantic duplicates, encoder {opened.path.name}", columns, rows)
-
-
-def _apart(thumbs: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of thumbnails: (m,)."""
-    parts = [slice(start, start + 2**16) for start in range(0, max(1, len(first)), 2**16)]
-    return np.concatenate([np.abs(thumbs[first[a]].astype(np.int16) - thumbs[second[a]]).mean(1) for a in parts])
 
 
 def _percent(values: np.ndarray) -> float:
