@@ -31,7 +31,7 @@ def settings(
         if inner and isinstance(value, dict):
             yield from settings(f"{group}.{name}", value, inner, defaults.get(name) or {})
             continue
-        default = defaults.get(name, about.get_default() if about else None)
+        default = defaults.get(name, about.get_default() if about and not about.is_required() else None)
         yield {
             "group": group,
             "name": name,

@@ -46,8 +46,11 @@ from pipeline.report.histograms import BINS, Quantity, drawing, histogram
 from pipeline.report.reasons import MEANINGS, meaning
 from pipeline.report.thumbnails import SIDE, thumbnails
 from pipeline.report.verdict import share
+from pipeline.select import selecting
+from pipeline.select.blocks import EmbeddingBlocks
 from pipeline.select.policy import PRESETS, Inputs, Policy
-from pipeline.select.selecting import Stages, select, select_new
+from pipeline.select.selecting import BalanceConfig, Stages, select, select_new
+from tests.pipeline.stores import curate_here, write_dump
 
 ATTACK = "<script>alert(1)</script>"
 BIDI = "invoice\u202egnp.exe"
@@ -556,3 +559,17 @@ def test_file_sha256_is_untouched_by_a_card(store: Store) -> None:
     before = file_sha256(store.path / INDEX), (store.path / MANIFEST).read_bytes()
     write_data_card(store)
     assert (file_sha256(store.path / INDEX), (store.path / MANIFEST).read_bytes()) == before
+
+
+def test_a_balanced_selection_has_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings have one without a default: how many samples to keep."""
+    opened = curate_here(write_dump(tmp_path / "dump", 40), tmp_path / "store")
+    monkeypatch.setattr(selecting, "_digests_of", lambda stages: {"encoder": "x"})
+    monkeypatch.setattr(
+        selecting, "_embedded",
+        lambda store, run, numbers, folder: EmbeddingBlocks.write(folder, [np.eye(40, 8, dtype=np.float32)[numbers]]),
+    )  # fmt: skip
+    stages = Stages(balance=BalanceConfig(target=10), encoder="runs/first")
+    select(opened, "balanced", Policy(near_distance=None), Inputs(), stages)
+    card = json.loads((write_data_card(opened, "balanced").parent / "data_card.json").read_text())
+    assert "--balance 10" in card["commands"]["again"]
