@@ -64,13 +64,14 @@ def digest_of(ids: pa.ChunkedArray, splits: pa.ChunkedArray) -> str:
 
 
 def write_selection(
-    path: Path, name: str, index_sha256: str, samples: pa.Table, decisions: pa.Table, **facts: Any
-) -> Selection:
-    """Writes decisions (`SELECTION_SCHEMA`) about samples (`id`, `split`) of the store at `path`; returns its card."""
+    path: Path, name: str, index_sha256: str, ids: pa.ChunkedArray, splits: pa.ChunkedArray, decisions: pa.Table,
+    **facts: Any,
+) -> Selection:  # fmt: skip
+    """Writes decisions (`SELECTION_SCHEMA`) about the samples of the store at `path`; returns the selection's card."""
     folder = path / SELECTIONS / name
     folder.mkdir(parents=True, exist_ok=True)
     kept = pc.is_null(decisions["reason"])
-    ids, splits = (samples[column].filter(kept) for column in ("id", "split"))
+    ids, splits = ids.filter(kept), splits.filter(kept)
     counts = _counts(splits)
     dropped = _counts(decisions["reason"].drop_null())
     selection = Selection(

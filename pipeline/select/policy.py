@@ -21,9 +21,9 @@ from pipeline.select.draws import draw, keys_of
 from pipeline.select.duplicates import MAX_DISTANCE, exact_survivors, near_duplicates, near_pairs
 from ssl_models.config import Config
 
-COLUMNS = (
-    "id", "split", "pixels", "original_width", "original_height", "std", "entropy", "sharpness", "phash", "thumb",
-    "captions", "languages", "origin",
+_CAPTION_RULES = (
+    "require_caption", "min_caption_words", "min_caption_characters", "languages", "max_caption_repeats",
+    "drop_private",
 )  # fmt: skip
 _PRIVATE = (  # RE2: e-mail, telephone, US social security, payment card
     r"(?i)[\w.+-]+@[\w-]+\.[a-z]{2,}|(?:\+|\b00)\d[\d ()/-]{7,}\d|\b\d{3}[- ]\d{2}[- ]\d{4}\b"
@@ -104,11 +104,24 @@ class Inputs:
         return found | ({"block-list": self.block_list.digest} if self.block_list != BlockList() else {})
 
 
+class IndexColumns:
+    """Columns of the index at `path`, each read when it is first asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, dict[str, pa.ChunkedArray]()
+        self.num_rows: int = pq.read_metadata(path).num_rows
+
+    def __getitem__(self, name: str) -> pa.ChunkedArray:
+        if name not in self._read:
+            self._read[name] = pq.read_table(self._path, columns=[name])[name]
+        return self._read[name]
+
+
 @dataclass
 class Funnel:
     """The samples of a store on their way through the stages: who is still in, and why the others are not."""
 
-    table: pa.Table  # `COLUMNS`
+    table: IndexColumns | pa.Table
     reasons: np.ndarray  # (n,) object: None, or the reason
     because: np.ndarray  # (n,) int64: the sample that is kept instead; -1: none
     notes: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +129,7 @@ class Funnel:
     @classmethod
     def over(cls, index: Path) -> "Funnel":
         """All samples of the index at `index`, none dropped yet."""
-        table = pq.read_table(index, columns=list(COLUMNS))
+        table = IndexColumns(index)
         return cls(table, np.full(table.num_rows, None, object), np.full(table.num_rows, -1, np.int64))
 
     @property
@@ -180,6 +193,8 @@ def _pictures(policy: Policy, funnel: Funnel) -> None:
 
 def _captions(policy: Policy, funnel: Funnel) -> None:
     """A caption counts as long as it passes; a sample that had captions and has none left is dropped."""
+    if all(getattr(policy, name) == Policy.model_fields[name].default for name in _CAPTION_RULES):
+        return  # captions are the largest column
     captions = funnel.column("captions")
     counts = pc.list_value_length(captions).to_numpy(zero_copy_only=False)
     if policy.require_caption:

@@ -97,8 +97,8 @@ def select_new(path: Path, policy: Policy, inputs: Inputs) -> Selection:
     funnel = Funnel.over(path / INDEX)
     apply(policy, inputs, funnel)
     return write_selection(
-        path, DEFAULT, file_sha256(path / INDEX), funnel.table, funnel.decisions, based_on=None,
-        policy=policy.model_dump(mode="json"), inputs=inputs.digests, notes=funnel.notes,
+        path, DEFAULT, file_sha256(path / INDEX), funnel.table["id"], funnel.table["split"], funnel.decisions,
+        based_on=None, policy=policy.model_dump(mode="json"), inputs=inputs.digests, notes=funnel.notes,
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def select(
     if not len(funnel.rows):
         raise ValueError("nothing would be kept: use milder settings")
     return write_selection(
-        store.path, name, store.manifest.index_sha256, funnel.table, funnel.decisions,
+        store.path, name, store.manifest.index_sha256, funnel.table["id"], funnel.table["split"], funnel.decisions,
         based_on=parent and parent.digest, policy=settings, inputs=known, notes=funnel.notes,
     ), True  # fmt: skip
 

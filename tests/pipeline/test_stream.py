@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from pipeline.ingest.store import Store
+from pipeline.select.policy import PRESETS, Inputs
+from pipeline.select.selecting import Stages, select
 from pipeline.stream import batches
 from pipeline.train.worker import open_stream
+from tests.pipeline.stores import tiny_experiment
 
 
 def equal(one, other):
@@ -95,3 +98,18 @@ def test_a_consumer_that_is_busy_elsewhere_is_left_alone(small_experiment, small
     next(iterator)  # it goes on
     iterator.close()
     assert burnt < 1.6, f"{burnt:.1f} of 4 seconds"  # without sleeping: nearly all of them
+
+
+def test_training_reads_the_selection_that_is_named_and_no_other_sample(small_store: Store) -> None:
+    policy = PRESETS["none"][0].model_copy(update={"max_aspect": 1.0})
+    select(small_store, "squares", policy, Inputs(), Stages())
+    experiment = tiny_experiment(small_store.path).override({"data.selection": "squares", "data.batch_size": 16})
+    stream = open_stream(experiment, experiment.data.open())
+    read = np.unique(np.concatenate([columns["number"] for columns in stream.local(0, stream.plan.steps_per_epoch)]))
+    sizes = small_store.columns("original_width", "original_height")
+    squares = np.flatnonzero(sizes["original_width"].to_numpy() == sizes["original_height"].to_numpy())
+    assert 16 <= len(read) < len(small_store.select("train"))
+    assert np.isin(read, squares).all()
+    other = experiment.override({"data.selection": "circles"})
+    with pytest.raises(ValueError, match="has no selection 'circles'"):
+        other.check(other.data.open())

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.ingest.blocklist import BlockList
-from pipeline.select.policy import COLUMNS, PRESETS, Funnel, Inputs, Policy, apply
+from pipeline.select.policy import PRESETS, Funnel, Inputs, Policy, apply
 
 EVERYTHING = PRESETS["none"][0]
 
@@ -27,7 +27,7 @@ def funnel(*samples: dict[str, Any]) -> Funnel:
         rows.append({**row, **changes})
         rows[-1]["phash"] %= 2**64
     table = pa.Table.from_pylist(
-        [{name: row[name] for name in COLUMNS} for row in rows],
+        rows,
         schema=pa.schema(
             [
                 ("id", pa.string()), ("split", pa.string()), ("pixels", pa.string()), ("original_width", pa.int32()),
