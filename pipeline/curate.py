@@ -32,7 +32,17 @@ from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.index import Indexed, build_index
 from pipeline.ingest.selection import DECISIONS, Selection
 from pipeline.ingest.sources import Plan, Unit, list_source
-from pipeline.ingest.store import DEFAULT, INDEX, MANIFEST, REFUSED, SELECTIONS, Manifest, Store, read_manifest
+from pipeline.ingest.store import (
+    DATA_CARD,
+    DEFAULT,
+    INDEX,
+    MANIFEST,
+    REFUSED,
+    SELECTIONS,
+    Manifest,
+    Store,
+    read_manifest,
+)
 from pipeline.ingest.task import UnitReport, attempts_file, curate_unit, leave_quarantined, report_file
 from pipeline.ingest.write import begin, seal
 from pipeline.report.data_card import write_data_card
@@ -98,6 +108,8 @@ def curate(
     settings = {**config.model_dump(), "decoder": DECODER}
     if (store / MANIFEST).exists() and not overwrite:
         manifest = _same(read_manifest(store), store, plan, config, policy, inputs)
+        if not (store / DATA_CARD).exists():  # killed between seal and card
+            write_data_card(Store(store), DEFAULT)
         tell(Progress(sealed_before=True))
         return manifest
     begin(store, _digest(plan.listing, settings, inputs.block_list.digest), overwrite)

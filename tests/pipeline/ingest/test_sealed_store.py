@@ -133,6 +133,9 @@ def test_curating_twice_does_nothing_and_anything_else_is_refused(source: Path, 
     told: list[Progress] = []
     assert curate(source, first.path, CurateConfig(samples_per_shard=4), told.append) == first.manifest
     assert [progress.sealed_before for progress in told] == [True]
+    (first.path / "data_card.html").unlink()  # as if killed before it was written
+    curate(source, first.path, CurateConfig(samples_per_shard=4))
+    assert (first.path / "data_card.html").exists()
     with pytest.raises(ValueError, match=r"side 288 → 100.*choose another --to, replace it with --overwrite"):
         sealed(source, side=100)
     write(source, {"cat/new.jpg": b"x"})
