@@ -89,12 +89,22 @@ def near_duplicates(
     dropped has a near twin that stays, and chains of near pairs do not collapse into one picture, as connected
     components would.
     """
-    looks = np.concatenate([hashes[:, None].view(np.uint8).reshape(len(hashes), 8), thumbs], axis=1)
-    _, look = np.unique(np.ascontiguousarray(looks).view(f"V{looks.shape[1]}").ravel(), return_inverse=True)
-    survivors = exact_survivors(look, priority)  # equal looks are one: a million copies make no million² pairs
+    survivors = exact_survivors(_looks(hashes, thumbs), priority)  # a million equal copies make no million² pairs
     rows = np.flatnonzero(survivors == np.arange(len(survivors)))
     pairs = near_pairs(hashes[rows], thumbs[rows], distance)
     return rows[_kept_twin(pairs.rows, priority[rows])][np.searchsorted(rows, survivors)], pairs.skipped
+
+
+def _looks(hashes: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
+    """A number (n,) int64 for each row, the same where hash and thumbnail are the same."""
+    columns = [hashes, *np.ascontiguousarray(thumbs).view("<u8").T]  # seven of 64 bits
+    order = np.lexsort(columns)
+    new = np.zeros(len(order), bool)
+    for column in columns:
+        new[1:] |= np.diff(column[order]) != 0  # wraps, but never to 0
+    looks = np.empty(len(order), np.int64)
+    looks[order] = np.cumsum(new)
+    return looks
 
 
 def _kept_twin(pairs: np.ndarray, priority: np.ndarray) -> np.ndarray:

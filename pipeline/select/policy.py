@@ -139,11 +139,12 @@ class Funnel:
 
     def numbers(self, name: str) -> np.ndarray:
         """A numeric column of the samples still in."""
-        return self.table[name].to_numpy()[self.rows]
+        return self.column(name).to_numpy()
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Any column of the samples still in."""
-        return self.table[name].take(pa.array(self.rows))
+        rows, column = self.rows, self.table[name]
+        return column if len(rows) == len(column) else column.take(pa.array(rows))
 
     @property
     def after_test(self) -> np.ndarray:
