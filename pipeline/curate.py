@@ -68,7 +68,6 @@ class Progress:
     declared: int | None = None  # None where only reading can tell
     resumed: int = 0  # units that an earlier, killed curation had finished
     sealed_before: bool = False  # there was nothing to do
-    selection: Selection | None = None
 
 
 Tell = Callable[[Progress], None]
@@ -128,7 +127,7 @@ def curate(
     assert manifest.declared is None or manifest.lost == manifest.declared - manifest.seen, manifest
     seal(store, manifest)
     write_data_card(Store(store), DEFAULT)
-    tell(replace(progress, stage="done", selection=selection))
+    tell(replace(progress, stage="done"))
     return manifest
 
 
