@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from jobs import bench, curate, demo, evaluate, pretrain, recipe_list, select, submit, sweep
+from jobs import bench, curate, demo, evaluate, pretrain, recipe_list, select, submit, sweep, verify
 
 app = typer.Typer(
     help="Self-supervised pretraining of vision encoders on image and image-text data as it comes.",
@@ -16,6 +16,7 @@ app.command("curate")(curate.curate)
 app.command("policies")(select.policies)
 app.command("select")(select.select)
 app.command("block")(select.block)
+app.command("verify")(verify.verify)
 app.command("pretrain")(pretrain.pretrain)
 app.command("sweep")(sweep.sweep)
 app.command("evaluate")(evaluate.evaluate)

@@ -1,5 +1,6 @@
 """`feral pretrain`: a recipe and a store become an evaluated encoder, in one run directory."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -40,18 +41,45 @@ def absolute_store(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def pretrain_run(experiment: "Experiment", path: Path, address: str | None = None) -> "Run":
-    """Train, evaluate, report: each stage only if it is not done yet."""
-    from pipeline.cluster import connected
-    from pipeline.report.run_report import write_report
+    """Train, evaluate, report: each stage only if it is not done yet.
+
+    Raises:
+        ValueError: the experiment does not fit its data, or another command works on the run.
+        typer.Exit: training failed (1), or was told to stop by a signal (128 + its number); the state is saved.
+    """
+    from pipeline.lock import locked
     from pipeline.run import Run
+    from pipeline.stream.batches import check_files
+    from pipeline.train.record import append_event
 
     if not experiment.data.store:
         raise ValueError("data.store is not set: make one with `feral curate SOURCE --to STORE`, then data.store=STORE")
     store = experiment.data.open()
     experiment.check(store)
-    run = Run.prepare(path, experiment, ["feral", *sys.argv[1:]])
-    typer.echo(f"run {run.path}")
-    typer.echo(_plan_line(experiment, store.count("train")))
+    check_files(store)
+    with locked(path.absolute(), "the run"):
+        run = Run.prepare(path, experiment, ["feral", *sys.argv[1:]])
+        append_event(run.path, "command", pid=os.getpid())
+        typer.echo(f"run {run.path}")
+        typer.echo(_plan_line(experiment, store.count("train")))
+        code = 1
+        try:
+            _finish(experiment, run, address)
+            code = 0
+        except typer.Exit as leave:
+            code = leave.exit_code
+            raise
+        finally:
+            append_event(run.path, "end", code=code)
+    return run
+
+
+def _finish(experiment: "Experiment", run: "Run", address: str | None) -> None:
+    from pipeline.cluster import connected
+    from pipeline.report.run_report import write_report
+    from pipeline.train.goodput import goodput, goodput_line
+    from pipeline.train.record import read_all_metrics, read_events
+
     checkpoint = run.newest_checkpoint()
     done = checkpoint.step if checkpoint else 0
     judged = run.evaluation
@@ -65,23 +93,29 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
     if not run.report_file.exists():
         write_report(run)
     print_scores(run.evaluation)
+    typer.echo(goodput_line(goodput(read_events(run.path), read_all_metrics(run.path))))
     typer.echo(f"report {run.report_file}")
-    return run
 
 
 def _train_and_judge(experiment: "Experiment", run: "Run") -> None:
     from pipeline.evaluate.suite import evaluate
-    from pipeline.train.fit import TrainingFailed, fit
+    from pipeline.train.fit import Stopped, TrainingFailed, fit
+    from pipeline.train.record import append_event
 
     try:
         with StepProgress(experiment.total_steps) as progress:
-            fit(experiment, run, progress.show)
+            fit(experiment, run, progress.show, progress.tell)
     except TrainingFailed as failure:
         typer.secho(f"training failed: {failure}", fg="red", err=True)
         typer.echo(f"the workers' logs are below {run.path / 'ray'}; the same command resumes", err=True)
         raise typer.Exit(1) from None
+    except Stopped as stopped:
+        typer.echo(str(stopped))
+        raise typer.Exit(128 + stopped.signal) from None
     began = time.perf_counter()
+    append_event(run.path, "evaluate")
     evaluate(run, on_stage=lambda name: typer.echo(f"evaluating: {name}"))
+    append_event(run.path, "evaluated")
     typer.echo(f"evaluated in {time.perf_counter() - began:.0f} s")
     run.report_file.unlink(missing_ok=True)  # of an earlier state
 
@@ -118,6 +152,13 @@ class StepProgress:
     def __exit__(self, *exception: Any) -> None:
         if self.live:
             self.live.__exit__(*exception)
+
+    def tell(self, line: str) -> None:
+        """A line that stays, above the one that changes."""
+        if self.live:
+            self.live.console.print(line, markup=False)
+        else:
+            typer.echo(line)
 
     def show(self, row: dict[str, Any]) -> None:
         line = progress_line(row, self.total_steps)

@@ -2,11 +2,14 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.curate import Address, BlockListFile, EvaluationSets, History, Settings, inputs_of, policy_of
+
+if TYPE_CHECKING:
+    from pipeline.ingest.selection import Selection
 
 
 def select(
@@ -79,12 +82,28 @@ def select(
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(selection.dropped.items(), key=_by_count))
     typer.echo(f"{selection.kept + dropped:,} in the store = {selection.kept:,} kept + {dropped:,} dropped; {reasons}")
     typer.echo(", ".join(f"{count:,} {split}" for split, count in selection.splits.items()))
+    if selection.weights:
+        typer.echo(_weights_line(selection))
     typer.echo(f"digest {selection.digest}; see {store / SELECTIONS / name / DATA_CARD}")
     typer.echo(f"next: feral pretrain RECIPE data.store={store} data.selection={name}")
 
 
 def _by_count(item: tuple[str, int]) -> int:
     return -item[1]
+
+
+def _weights_line(selection: "Selection") -> str:
+    """As in: weights by origin: a ×2, b ×0.5; an epoch has 12,000 entries of 9,800 pictures."""
+    from pipeline.ingest.samples import printable
+
+    noted = ((stage, groups) for stage, groups in selection.notes.items() if stage.startswith("weights by "))
+    stage, groups = next(noted, ("weights", {}))
+    shown = ", ".join(f"{name} ×{factor:g}" for name, factor in list(groups.items())[:6])
+    more = f" and {len(groups) - 6} more" if len(groups) > 6 else ""
+    span = shown + more or f"{selection.weights['least']:g} to {selection.weights['most']:g}, as in the wider selection"
+    return printable(
+        f"{stage}: {span}; an epoch has {selection.entries:,} entries of {selection.splits['train']:,} pictures"
+    )
 
 
 def policies() -> None:
@@ -112,7 +131,9 @@ def policies() -> None:
 
 
 def _shown(value: object) -> str:
-    return ",".join(map(str, value)) or "any" if isinstance(value, tuple) else "-" if value is None else f"{value}"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "any"
+    return "-" if value is None or value == {} else f"{value}"
 
 
 def block(

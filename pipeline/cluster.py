@@ -17,6 +17,7 @@ QUIET_RAY = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_JOB_STOP_WAIT_TIME_S": "60",  # a job that is stopped saves first
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
 
@@ -34,13 +35,32 @@ class ClusterConfig(Config):
     workers: int = Field(1, ge=1, description="training processes; each trains on an equal share of the batch")
     use_gpu: bool = Field(False, description="one GPU for each worker, NCCL between them")
     cpus_per_worker: int = Field(1, ge=1, description="CPUs reserved for each worker beside its GPU")
+    worker_resources: dict[str, float] = Field(
+        {}, description='what else each worker takes, as nodes were started with: {"train": 1} keeps workers on those'
+    )
     data_cpus: int = Field(1, ge=1, description="CPUs kept free for reading, decoding and cropping")
-    max_failures: int = Field(2, ge=0, description="worker deaths survived in one invocation")
+    max_failures: int = Field(3, ge=0, description="worker deaths survived in one invocation")
+    min_workers: int | None = Field(
+        None, ge=1, description="train on with as few when nodes go, with more when they come; None: always `workers`"
+    )
+    resize_seconds: float = Field(
+        300,
+        gt=0,
+        description="how often more workers are looked for; taking them in costs the steps since a checkpoint",
+    )
+    hang_seconds: float = Field(
+        900, gt=0, description="a worker that ends no step for so long is started again; its stack is in RUN/logs"
+    )
+
+    @property
+    def worlds(self) -> range:
+        """The numbers of workers that may train."""
+        return range(min(self.min_workers or self.workers, self.workers), self.workers + 1)
 
     @property
     def cpus(self) -> int:
         """All CPUs that must exist before anything is started."""
-        return self.workers * self.cpus_per_worker + self.data_cpus
+        return self.worlds[0] * self.cpus_per_worker + self.data_cpus
 
 
 def refuse_unsafe_settings() -> None:

@@ -119,7 +119,7 @@ def curate(
         indexed = build_index(store, len(plan.units), holdout=config.holdout, in_place=config.in_place)
     with stages("select"):
         tell(replace(progress, stage="selecting"))
-        selection = select_new(store, policy, inputs)
+        selection = select_new(store, policy, inputs, indexed.classes)
     _check_not_empty(plan.root.shown, store, indexed, selection)
     block(store, inputs.block_list)
     manifest = _manifest(plan, indexed, selection, settings, policy, inputs, store, stages.seconds)
@@ -329,6 +329,7 @@ def _manifest(
         classes=indexed.classes,
         splits=selection.splits,
         shards=indexed.shards,
+        files=indexed.files,
         damaged=(*plan.damaged, *indexed.damaged),
         config=settings,
         policy=policy.model_dump(mode="json"),

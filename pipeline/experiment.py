@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
+from math import lcm
 from typing import Annotated, Any
 
 import torch
@@ -36,21 +37,30 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Experiment":
-        data, workers = self.data, self.cluster.workers
+        data = self.data
         if data.batch_size % data.lanes:
             raise ValueError(
                 f"data.batch_size={data.batch_size} is not a multiple of data.lanes={data.lanes}: each lane gives an "
                 f"equal share of every batch; use data.batch_size={-(-data.batch_size // data.lanes) * data.lanes}"
             )
-        if data.lanes % workers:
-            raise ValueError(
-                f"cluster.workers={workers} does not divide data.lanes={data.lanes}: a worker serves whole lanes; "
-                f"use a divisor of {data.lanes}, or data.lanes={workers * -(-data.lanes // workers)}"
-            )
+        for workers in self.cluster.worlds:
+            if data.lanes % workers:
+                common = lcm(*self.cluster.worlds)
+                raise ValueError(
+                    f"{workers} workers (cluster.workers={self.cluster.workers}, cluster.min_workers="
+                    f"{self.cluster.min_workers}) do not divide data.lanes={data.lanes}: a worker serves whole lanes; "
+                    f"use divisors of {data.lanes}, or a multiple of {common} for data.lanes and data.batch_size"
+                )
         if self.training.images_seen < data.batch_size:
             raise ValueError(
                 f"training.images_seen={self.training.images_seen} is less than one batch of {data.batch_size}: "
                 "raise it, or lower data.batch_size"
+            )
+        if self.views.local_crops and not OBJECTIVES[self.objective.name].takes_local_crops:
+            takers = [name for name, objective in OBJECTIVES.items() if objective.takes_local_crops]
+            raise ValueError(
+                f"views.local_crops={self.views.local_crops}: objective {self.objective.name!r} takes no local crops; "
+                f"those that do: {', '.join(takers) or 'none yet'}; use views.local_crops=0"
             )
         patch, size = self.encoder.patch_size, self.encoder.image_size
         if patch is not None and size % patch:

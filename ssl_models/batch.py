@@ -41,7 +41,7 @@ class Step:
     phase: str = "main"
 
 
-def uniform(seed: int, step: int, ids: Tensor, count: int, purpose: str) -> Tensor:
+def uniform(seed: int, step: int | Tensor, ids: Tensor, count: int, purpose: str) -> Tensor:
     """Uniform numbers in [0, 1) that are a function of (seed, step, sample id, purpose) alone.
 
     They do not depend on the rank, the batch or the device that draws them, so k ranks draw exactly what one rank
@@ -49,6 +49,7 @@ def uniform(seed: int, step: int, ids: Tensor, count: int, purpose: str) -> Tens
     number generators").
 
     Args:
+        step: one for all, or (B,) int64.
         ids: (B,) int64 sample numbers.
         count: how many numbers each sample needs.
         purpose: separates independent uses, for example "crop" from "mask".

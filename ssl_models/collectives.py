@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -56,8 +57,40 @@ class _Sum(Function):
         return _Sum.forward(ctx, gradient)
 
 
+class _Normalize(Function):
+    """BatchNorm's formula over all ranks, put together from torch's own CPU passes: written out in tensor operations
+    it took ten times longer, and half of a small ResNet's step."""
+
+    @staticmethod
+    def forward(ctx, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float):
+        """input: (B, C, …), equally many rows on all ranks. Returns the output, mean and biased variance (C,)."""
+        unused = input.new_zeros(2, input.shape[1], dtype=torch.promote_types(input.dtype, torch.float32))
+        local = torch.batch_norm_update_stats(input, unused[0], unused[1], 0.0)  # mean, variance (C,), as `unused`
+        means, variances = gather(torch.stack(local)).unflatten(0, (-1, 2)).unbind(1)  # each (world_size, C)
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        ctx.save_for_backward(input, weight, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return torch.native_batch_norm(input, weight, bias, mean, variance, False, 0.0, eps)[0], mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor, *_: Tensor):
+        """dx = w/σ · (dy − ⟨dy⟩ − x̂ ⟨dy x̂⟩), ⟨⟩ the mean over all ranks (Ioffe and Szegedy 2015, section 3)."""
+        input, weight, mean, variance = ctx.saved_tensors
+        direct, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, input, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )  # w/σ · dy; Σ dy x̂; Σ dy
+        shares = mean_over_ranks(torch.stack([to_weight, to_bias])) / (input.numel() // input.shape[1])
+        slope, offset = shares * torch.rsqrt(variance + ctx.eps) * (1.0 if weight is None else weight)
+        through_statistics = torch.native_batch_norm(input, slope, offset, mean, variance, False, 0.0, ctx.eps)[0]
+        affine = (to_weight, to_bias) if weight is not None else (None, None)
+        return direct.sub_(through_statistics), *affine, None
+
+
 class _BatchNormOverRanks(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm with the statistics of the global batch on any device; torch's SyncBatchNorm refuses CPU tensors."""
+    """BatchNorm with the statistics of the global batch on CPU; torch's SyncBatchNorm refuses CPU tensors."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass  # any number of dimensions, as in SyncBatchNorm
@@ -65,17 +98,9 @@ class _BatchNormOverRanks(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        rows = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        dims = [0, *range(2, input.dim())]
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        mean = mean_over_ranks(rows.mean(dims))  # (C,); ranks hold equally many rows
-        centred = rows - mean.view(shape)
-        variance = mean_over_ranks(centred.square().mean(dims))  # (C,), biased
-        self._track(mean.detach(), variance.detach(), world_size() * input.numel() // input.shape[1])
-        normal = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            normal = normal * self.weight.view(shape) + self.bias.view(shape)
-        return normal.to(input.dtype)
+        output, mean, variance = _Normalize.apply(input, self.weight, self.bias, self.eps)
+        self._track(mean, variance, world_size() * input.numel() // input.shape[1])
+        return output
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:

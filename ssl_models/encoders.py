@@ -1,10 +1,12 @@
 """Image encoders from timm, with a stem for small images and token access for masking; the text encoder."""
 
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ssl_models.config import Config
 
@@ -152,4 +154,6 @@ class TextEncoder(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.model(tokens)
+        # torch's fused attention is slow on CPU in bf16 at such lengths: a step of a small CLIP took an eighth longer
+        with sdpa_kernel(SDPBackend.MATH) if tokens.device.type == "cpu" else nullcontext():
+            return self.model(tokens)

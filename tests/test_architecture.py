@@ -41,7 +41,7 @@ def test_the_loop_imports_without_ray():
 
     code = (
         "import sys; sys.modules['ray'] = None\n"
-        "import pipeline.train.loop, pipeline.train.checkpoints, pipeline.train.metrics, pipeline.experiment\n"
+        "import pipeline.train.loop, pipeline.train.checkpoints, pipeline.train.record, pipeline.experiment\n"
         "import pipeline.stream.batches, pipeline.train.worker, ssl_models.objectives"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -3,19 +3,25 @@
 import hashlib
 import io
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.bench import Table, bench, benchmarks, run
 from tests.benchmarks.duplicates import ORIGINAL, Pool, _limits, _Near
+from tests.benchmarks.peers import CONTEXT_LENGTH, Decoding, Work
 from tests.benchmarks.planted import EDITS, KINDS, planted
 from tests.benchmarks.scenes import encoded, pictures, scene
+from tests.benchmarks.stream import median, ratios
+from tests.benchmarks.stream_case import ALL_CPU, IN_PLACE, Case, Measured, check, open_loader
+from tests.benchmarks.stream_data import write_formats, write_photos
 
 
 @pytest.fixture
@@ -51,6 +57,112 @@ def test_each_stage_finds_its_kind_of_duplicate() -> None:
     assert row_of(recall, "mirrored")["d 6"] < 50 < row_of(recall, "resize 0.5×")["d 6"]
     assert row_of(limits, "any")["found d 8"] >= row_of(limits, "4")["found d 8"]
     assert all(row[dropped.columns.index("copies")] >= 3 * 6 for row in dropped.rows)  # type: ignore[operator]
+
+
+@pytest.mark.slow  # a process a variant
+def test_training_is_measured_variant_by_variant() -> None:
+    sizes = {"recipes": "demo", "variants": "trained,attention,workers2", "batch": 4, "steps": 1, "rounds": 1}
+    speed, laps = run("training", sizes)
+    assert [row[0] for row in speed.rows] == ["trained", "attention", "workers2"]
+    assert row_of(speed, "trained")["× trained"] == 1
+    assert row_of(speed, "trained")["× fp32"] is None  # it was not asked for
+    assert row_of(speed, "workers2")["images/s"] > 0
+    assert row_of(speed, "attention")["images/s"] is None
+    assert row_of(speed, "attention")["what"].endswith("has none")  # a ResNet
+    assert [row[0] for row in laps.rows] == ["demo, trained", "demo, workers2"]
+    assert all(min(row[1:]) > 0 for row in laps.rows)  # type: ignore[type-var]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 pictures with captions, in the formats of the packages that are installed."""
+    folder = tmp_path_factory.mktemp("photos")
+    assert write_photos(folder, 24, 48) == 24
+    write_formats(folder, cpus=1)
+    return folder
+
+
+@pytest.mark.parametrize("peer", ["ImageFolder", "webdataset", "LitData"])
+@pytest.mark.parametrize(("work", "decoding"), [("crop", "tensor"), ("simclr", "pil"), ("clip", "tensor")])
+def test_each_peer_delivers_every_picture(photos: Path, peer: str, work: Work, decoding: Decoding) -> None:
+    if peer != "ImageFolder":
+        pytest.importorskip(peer.lower())
+    case = Case(peer, decoding, work, str(photos), images=24, batch=8, size=32, cpus=0, seconds=1, began=0)
+    loaded = list(islice(open_loader(case), 6))  # two epochs
+    for batch in loaded:
+        check(batch, case)
+    assert {number for batch in loaded for number in batch["number"].tolist()} == set(range(24))
+
+
+def test_a_batch_that_is_not_what_was_asked_for_is_refused() -> None:
+    case = Case("feral", None, "clip", "", images=24, batch=2, size=4, cpus=1, seconds=1, began=0)
+    good: dict[str, Any] = {
+        "views": [torch.randint(256, (2, 1, 4, 4, 3), dtype=torch.uint8)],
+        "number": torch.arange(2),
+        "tokens": torch.zeros(2, CONTEXT_LENGTH),
+    }
+    check(good, case)
+    with pytest.raises(ValueError, match="made views"):
+        check(good | {"views": good["views"] * 2}, case)
+    with pytest.raises(ValueError, match=r"made tokens \(2, 24\)"):
+        check(good | {"tokens": torch.zeros(2, 24)}, case)
+    with pytest.raises(ValueError, match="empty pictures"):
+        check(good | {"views": [torch.zeros_like(good["views"][0])]}, case)
+
+
+def test_each_ratio_is_to_the_peer_that_is_best_in_its_unit() -> None:
+    def measured(per_second: float, cpu_ms: float) -> Measured:
+        return Measured(per_second, cpu_ms, start_seconds=1, first_seconds=1, memory=1, object_store=None, distinct=9)
+
+    def case(loader: str, decoding: Decoding | None = None) -> Case:
+        return Case(loader, decoding, "simclr", "", images=9, batch=2, size=4, cpus=1, seconds=1, began=0)
+
+    table = ratios(
+        {
+            case("feral"): measured(600, 2),
+            case(ALL_CPU): measured(90, 9),
+            case("ImageFolder", "pil"): measured(100, 20),
+            case("LitData", "pil"): measured(80, 12),  # slower, yet it takes less of the processor
+        }
+    )
+    device, colour, wall = table.rows
+    assert [(row[0], row[3]) for row in table.rows] == [
+        ("simclr: feral", "LitData, pil"),
+        (f"simclr: {ALL_CPU}", "LitData, pil"),
+        (f"simclr: {ALL_CPU}", "ImageFolder, pil"),
+    ]
+    assert device[5:] == (pytest.approx(6), 5, "yes")
+    assert colour[5:] == (pytest.approx(12 / 9), 1.5, "no")
+    assert wall[5:] == (pytest.approx(0.9), None, None)
+    assert median([measured(1, 5), measured(9, 4), measured(2, 6)]) == measured(2, 5)
+
+
+@pytest.mark.slow  # a process and a Ray a loader
+@pytest.mark.cluster
+def test_the_stream_is_measured_beside_peers(ray_local: Any) -> None:
+    sizes = {"images": 32, "side": 64, "size": 32, "batch": 16, "seconds": 0.5, "rounds": 1, "cpus": 1}
+    tables = run("stream", sizes | {"work": "c", "loaders": "feral in place,imagefolder,litdata,mosaic"})
+    clip, compared = tables
+    assert [str(row[0]).partition(",")[0].partition(":")[0] for row in clip.rows] == [
+        IN_PLACE, "ImageFolder", "ImageFolder", "LitData", "MosaicML",
+    ]  # fmt: skip
+    ours = row_of(clip, IN_PLACE)
+    assert ours["images/s"] > 0
+    assert ours["stored MB"] > 0
+    assert ours["seen"] == "32/32"
+    assert ours["MB"] > row_of(clip, "ImageFolder, pil")["MB"] > 100  # torch, and Ray's processes
+    assert row_of(clip, "ImageFolder, pil")["CPU ms"] > 0
+    assert not compared.rows  # no target is about this one
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_step_of_the_worker_is_measured_beside_a_bare_one(ray_local: Any) -> None:
+    (table,) = run("worker_loop", {"models": "8", "rounds": 1, "steps": 10})
+    row = row_of(table, str(table.rows[0][0]))
+    assert row["bare ms"] > 0.1
+    assert row["ours ms"] > 0.1
+    assert row["more µs"] == pytest.approx(1000 * (row["ours ms"] - row["bare ms"]))
 
 
 def test_different_originals_that_are_taken_for_one_are_counted() -> None:
@@ -114,6 +226,10 @@ def test_the_command_lists_prints_and_saves(command: typer.Typer, tmp_path: Path
         (["duplicates", "pairs=/nowhere/x.png"], "pairs=/nowhere/x.png: there is no folder"),
         (["duplicates", "encoder=/nowhere"], "/nowhere"),
         (["duplicates", "--save", "/nowhere/x.json"], "there is no folder"),
+        (["training", "recipes=nothing"], "'nothing' is no recipe"),
+        (["training", "variants=faster"], "variants=faster: there are fp32, "),
+        (["stream", "loaders=ray,faster"], "none begins with 'faster'; there are feral, "),
+        (["worker_loop", "models=none"], "models=none: none begins so; there are ResNet"),
     ],
 )
 def test_what_is_wrong_is_said(command: typer.Typer, arguments: list[str], message: str) -> None:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import reading_dataset, to_batch
+from pipeline.stream.crops import CenterCrop
 from pipeline.stream.read import Columns, Reader
-from pipeline.stream.views import CenterCrop, DeviceViews
+from pipeline.stream.views import DeviceViews
 from pipeline.train.checkpoints import Checkpoint
 from ssl_models.objectives import Objective, build_objective
 from ssl_models.objectives.image_text import ImageTextObjective

@@ -3,7 +3,8 @@ order in which they finished matters. Streams: memory does not grow with the num
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,21 +12,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.ingest.mapped import MappedWriter
 from pipeline.ingest.store import (
+    CAPTIONS,
+    CAPTIONS_SCHEMA,
     FILES,
+    FILES_SCHEMA,
     INDEX,
     INDEX_SCHEMA,
+    PLACED,
+    PLACES,
     REFUSED,
     REFUSED_SCHEMA,
     Damage,
-    ShardEntry,
+    SealedFile,
     Split,
-    file_sha256,
+    places_schema,
 )
 from pipeline.ingest.task import UnitReport, report_file
-from pipeline.ingest.write import UNITS, replaced
+from pipeline.ingest.write import UNITS, replaced, sealed_file
 
 _ROWS = 50_000  # of a row group of the index
+_PLAIN = {"gray", "icc"}  # flags of a JPEG that torchvision decodes to the pixels that curation measured
 
 
 @dataclass(frozen=True)
@@ -38,33 +46,44 @@ class Indexed:
     declared: int | None  # None: not every unit declares how many it holds
     lost: int  # known to have been there, and not seen
     damaged: tuple[Damage, ...]
-    shards: tuple[ShardEntry, ...]
+    shards: tuple[SealedFile, ...]
+    files: tuple[SealedFile, ...]  # index, places, captions, refusals and, in place, the list of files
     classes: tuple[str, ...]
     captions_dropped: int
     content: str  # sha256 over what was admitted: id, split as told, label, captions
-    index_sha256: str
     task_seconds: dict[str, float]  # summed over units
+
+    @property
+    def index_sha256(self) -> str:
+        """The digest of the index."""
+        return self.files[0].sha256
 
 
 def build_index(store: Path, units: int, *, holdout: float, in_place: bool) -> Indexed:
-    """Writes index, refusals and, in place, the list of files, from the sidecars of all units."""
+    """Writes index, places, captions, refusals and, in place, the list of files, from the sidecars of all units."""
     reports = [UnitReport.model_validate_json(report_file(store, unit).read_bytes()) for unit in range(units)]
     names = sorted({name for report in reports for name in report.labels}, key=_by_number_then_name)
     classes = names if len(names) > 1 else []  # one class tells nothing apart
     shards = tuple(shard for report in reports for shard in report.shards)
     files = {shard.name: number for number, shard in enumerate(shards)}
     told = any(report.splits_told for report in reports)
-    with replaced(store / INDEX) as file, pq.ParquetWriter(file, INDEX_SCHEMA, compression="zstd") as index:
+    with (
+        replaced(store / INDEX) as file,
+        pq.ParquetWriter(file, INDEX_SCHEMA, compression="zstd") as index,
+        mapped_columns(store, store / UNITS, in_place=in_place) as mapped,
+    ):
         number = 0
         for report in reports:
             with pq.ParquetFile(store / UNITS / f"{report.unit:05d}.parquet") as sidecar:
                 for batch in sidecar.iter_batches(_ROWS):
-                    index.write_batch(_indexed(batch, number, files, classes, told, holdout))
+                    rows = _indexed(batch, number, files, classes, told, holdout)
+                    index.write_batch(rows)
+                    mapped(rows)
                     number += batch.num_rows
     _join_refused(store, reports)
     if in_place:
-        with replaced(store / FILES) as file:
-            pq.write_table(pa.table({"path": pa.array(list(files), pa.string())}), file, compression="zstd")
+        with MappedWriter(store / FILES, FILES_SCHEMA, store / UNITS) as paths:
+            paths.add(pa.record_batch({"path": pa.array(list(files), pa.large_string())}))
     content = hashlib.sha256("".join(report.content for report in reports).encode()).hexdigest()
     damaged = [damage for report in reports for damage in _damage(report)]
     every = all(report.declared is not None for report in reports)
@@ -76,12 +95,32 @@ def build_index(store: Path, units: int, *, holdout: float, in_place: bool) -> I
         lost=sum(_lost(report) for report in reports),
         damaged=tuple(damaged),
         shards=shards,
+        files=tuple(sealed_file(store / name) for name in (INDEX, PLACES, CAPTIONS, REFUSED, *[FILES] * in_place)),
         classes=tuple(classes),
         captions_dropped=sum(report.captions_dropped for report in reports),
         content=content,
-        index_sha256=file_sha256(store / INDEX),
         task_seconds=dict(sum((Counter(report.seconds) for report in reports), Counter())),
     )
+
+
+@contextmanager
+def mapped_columns(store: Path, scratch: Path, *, in_place: bool) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    """Writes those columns of the index that are mapped; what it gives takes the index's rows, in their order."""
+    with (
+        MappedWriter(store / PLACES, places_schema(in_place), scratch) as places,
+        MappedWriter(store / CAPTIONS, CAPTIONS_SCHEMA, scratch) as captions,
+    ):
+
+        def add(rows: pa.RecordBatch) -> None:
+            placed = {name: rows[name] for name in PLACED}
+            if in_place:
+                placed["digest"] = pa.array([bytes.fromhex(id_) for id_ in rows["id"].to_pylist()], pa.binary(32))
+                looks = zip(rows["format"].to_pylist(), rows["flags"].to_pylist(), strict=True)
+                placed["plain"] = pa.array([kind == "JPEG" and _PLAIN.issuperset(flags) for kind, flags in looks])
+            places.add(pa.record_batch(placed))
+            captions.add(pa.record_batch({"captions": rows["captions"]}))
+
+        yield add
 
 
 def _lost(report: UnitReport) -> int:

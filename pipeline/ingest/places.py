@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -60,6 +60,12 @@ class Place:
         if self.is_local:
             return _open_local(self.folder, path)
         return cast(BinaryIO, io.BufferedReader(_Remote(self.files, self._full(path)), _BUFFER_BYTES))
+
+    def open_ranges(self, path: str) -> "Ranges":
+        """A file to be read by ranges, from several threads at once. Raises as `open`, then and in reading."""
+        if fault := path_fault(path):
+            raise OSError(f"a path that {fault}")
+        return LocalRanges(_open_local(self.folder, path)) if self.is_local else _Remote(self.files, self._full(path))
 
     def read(self, path: str, limit: int) -> bytes:
         """The first `limit` + 1 bytes of a file, or all: a longer result than `limit` tells that there is more."""
@@ -185,6 +191,30 @@ def _file_path(text: str) -> str:
     return unquote(uri.path)
 
 
+class Ranges(Protocol):
+    """A file that several threads read at once."""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Some bytes; fewer only where the file ends (or, locally, where the system pleases)."""
+
+    def expect(self, offset: int, length: int) -> None:
+        """Tells that a range is going to be read."""
+
+
+class LocalRanges:
+    """A file of this machine, whose system reads ahead what it is told to expect."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return os.pread(self._file.fileno(), length, offset)
+
+    def expect(self, offset: int, length: int) -> None:
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+
+
 def lost_connection(file: BinaryIO) -> ConnectionError | None:
     """The error that ended the reading of a place's file, also if a parser took it for damage; None for none."""
     return getattr(getattr(file, "raw", None), "lost", None)
@@ -214,6 +244,15 @@ class _Remote(io.RawIOBase):
         except OSError as error:
             self.lost = ConnectionError(f"reading failed, not for the file's fault: {error}")
             raise self.lost from None
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        try:
+            return self._file.read_at(length, offset)
+        except OSError as error:
+            raise ConnectionError(f"reading failed, not for the file's fault: {error}") from None
+
+    def expect(self, offset: int, length: int) -> None:
+        pass  # a thread reads it already
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self._file.seek(offset, whence)

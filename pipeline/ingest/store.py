@@ -2,13 +2,16 @@
 
 STORE/shards/00000.tar ...     plain WebDataset tars: {key}.jpg, {key}.txt (first caption), {key}.json
 STORE/index.parquet            one row a decoded sample, with what was measured; the row is the sample's stable number
+STORE/places.arrow             what the stream reads of each row, and captions.arrow: mapped, so that N costs no memory
 STORE/refused.parquet          source, reason, detail of every sample that was seen and could not be let in
 STORE/selections/NAME/         which samples a policy keeps, and why it drops each of the others
 STORE/manifest.json            counts and digests; written last: a folder without it is not a store
 STORE/data_card.html, .json    all of this for a person to read
-STORE/blocklist.txt            hashes never to be read again; the operator's, and the one file that may change
+STORE/blocklist.txt            hashes never to be read again; the operator's, and it may change
 
-An index in place has no shards: `files.parquet` lists the source's own files, which the index refers to.
+STORE/quarantine.jsonl         what `feral verify` found to be damaged and put on the block-list, and why
+
+An index in place has no shards: `files.arrow` lists the source's own files, which the index refers to.
 """
 
 import hashlib
@@ -18,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError, field_validator
 
@@ -28,9 +30,10 @@ from ssl_models.config import Config
 if TYPE_CHECKING:
     from pipeline.ingest.places import Place
 
-FORMAT = 2
-MANIFEST, INDEX, REFUSED, FILES, SHARDS = "manifest.json", "index.parquet", "refused.parquet", "files.parquet", "shards"
-SELECTIONS, BLOCKLIST = "selections", "blocklist.txt"
+FORMAT = 3
+MANIFEST, INDEX, REFUSED, SHARDS = "manifest.json", "index.parquet", "refused.parquet", "shards"
+PLACES, CAPTIONS, FILES = "places.arrow", "captions.arrow", "files.arrow"
+SELECTIONS, BLOCKLIST, QUARANTINE = "selections", "blocklist.txt", "quarantine.jsonl"
 DATA_CARD, DATA_CARD_JSON = "data_card.html", "data_card.json"
 DEFAULT = "default"  # the selection that curate makes
 Split = Literal["train", "test"]
@@ -58,6 +61,7 @@ INDEX_SCHEMA = pa.schema(
         ("shard", pa.int32()),  # index into Store.paths
         ("offset", pa.int64()),  # of the image inside that file, in bytes
         ("length", pa.int32()),
+        ("checksum", pa.uint32()),  # zlib.crc32 of those bytes
         ("width", pa.int32()),  # as stored; in place: as the source has it, upright
         ("height", pa.int32()),
         ("captions", pa.list_(pa.string())),
@@ -68,17 +72,29 @@ INDEX_SCHEMA = pa.schema(
         *MEASURED,
     ]
 )
+PLACED = ("shard", "offset", "length", "checksum", "width", "height", "label")
+CAPTIONS_SCHEMA = pa.schema([("captions", pa.large_list(pa.large_string()))])
+FILES_SCHEMA = pa.schema([("path", pa.large_string())])
 REFUSED_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 SELECTION_SCHEMA = pa.schema(
     [
         ("reason", pa.string()),  # null: kept
         ("because", pa.int64()),  # number of the sample that is kept in its stead; null: none
+        ("weight", pa.float32()),  # entries that an epoch has of it, for training; null: one
     ]
 )  # one row a sample of the index, in its order
 
 
-class ShardEntry(Config):
-    """One shard file of a store."""
+def places_schema(in_place: bool) -> pa.Schema:
+    """What the stream reads of each sample. In place that includes what its bytes must be, and whether they may go
+    straight to the JPEG decoder: `digest`, the 32 bytes of the index's `id`, and `plain`, 1 or 0."""
+    columns = [INDEX_SCHEMA.field(name) for name in PLACED]
+    more = [pa.field("digest", pa.binary(32)), pa.field("plain", pa.uint8())]
+    return pa.schema(columns + more if in_place else columns)
+
+
+class SealedFile(Config):
+    """One file of a store."""
 
     name: str
     bytes: int
@@ -117,7 +133,8 @@ class Manifest(Config):
     captions_dropped: int  # captions over the size limit; their images are kept
     classes: tuple[str, ...]
     splits: dict[Split, int]  # of the default selection
-    shards: tuple[ShardEntry, ...]
+    shards: tuple[SealedFile, ...]
+    files: tuple[SealedFile, ...]  # the index and what lies beside it
     damaged: tuple[Damage, ...]
     config: dict[str, Any]
     policy: dict[str, Any]  # of the default selection
@@ -145,6 +162,8 @@ def file_sha256(path: Path) -> str:
 class Store:
     """A sealed store, open for reading through one of its selections. The index is loaded when first used.
 
+    Opening it compares sizes only, so that it takes no time that grows with the store; `feral verify` compares all.
+
     Raises:
         ValueError: nothing at `path`, not sealed, unknown format, or an index that is not the sealed one.
     """
@@ -153,12 +172,15 @@ class Store:
         self.path, self.selection = Path(path).absolute(), selection
         self._loaded: dict[str, pa.ChunkedArray] = {}
         self.manifest = read_manifest(self.path)
-        index = self.path / INDEX
-        if not index.is_file() or file_sha256(index) != self.manifest.index_sha256:
-            raise ValueError(
-                f"{index} is missing or not the one that was sealed (its sha256 differs from the manifest's): restore "
-                f"the file, or write the store anew with `feral curate {self.manifest.source} --to {path} --overwrite`"
-            )
+        for sealed in self.manifest.files:
+            file = self.path / sealed.name
+            size = file.stat().st_size if file.is_file() else None
+            if size != sealed.bytes:
+                is_now = "missing" if size is None else f"not the one that was sealed ({size:,} bytes)"
+                raise ValueError(
+                    f"{file} is {is_now}; it had {sealed.bytes:,} bytes: restore the file, or write the store anew "
+                    f"with `feral curate {self.manifest.source} --to {path} --overwrite`"
+                )
 
     @property
     def index(self) -> pa.Table:
@@ -166,7 +188,9 @@ class Store:
         return self.columns(*INDEX_SCHEMA.names)
 
     def columns(self, *names: str) -> pa.Table:
-        """Some columns of the index; each is loaded when it is first asked for, and kept."""
+        """Some columns of the index. Those that the stream needs (`PLACED`) are mapped and cost no memory; each of the
+        others is loaded when it is first asked for, and kept."""
+        self._loaded.update({name: self.places[name] for name in names if name in PLACED})
         missing = [name for name in names if name not in self._loaded]
         if missing:
             table = pq.read_table(self.path / INDEX, columns=missing)
@@ -178,6 +202,21 @@ class Store:
         return self.columns(name)[name]
 
     @cached_property
+    def places(self) -> pa.Table:
+        """One row a sample (`places_schema`), mapped: contiguous columns that cost no memory."""
+        return self._mapped(PLACES)
+
+    @cached_property
+    def captions(self) -> pa.LargeListArray:
+        """The captions of each sample, mapped: taking some rows reads only those."""
+        return self._mapped(CAPTIONS)["captions"].chunk(0)
+
+    def _mapped(self, name: str) -> pa.Table:
+        from pipeline.ingest.mapped import read_mapped  # it writes such files, too, as write.py does
+
+        return read_mapped(self.path / name)
+
+    @cached_property
     def refused(self) -> pa.Table:
         """One row a sample that was not let in: source, reason, detail. What a policy dropped is in its selection."""
         return pq.read_table(self.path / REFUSED, schema=REFUSED_SCHEMA)
@@ -186,7 +225,7 @@ class Store:
     def paths(self) -> pa.Array:
         """The files that the index's `shard` column counts: absolute paths of shards; in place, paths in the source."""
         if self.manifest.in_place:
-            return pq.read_table(self.path / FILES)["path"].combine_chunks()
+            return self._mapped(FILES)["path"].chunk(0)
         return pa.array([str(self.path / SHARDS / shard.name) for shard in self.manifest.shards], pa.string())
 
     def read(self, number: int) -> bytes:
@@ -220,7 +259,7 @@ class Store:
 
     def select(self, split: Split, *, with_blocked: bool = False) -> np.ndarray:
         """Numbers (n,) int64 of the selection's samples of a split, ascending; those that the block-list names by now
-        are left out.
+        are left out. Mapped from a file and read-only, unless some are.
 
         Raises:
             ValueError: no such split or selection, or a selection that was changed after it was made.
@@ -229,11 +268,21 @@ class Store:
 
         if split not in ("train", "test"):
             raise ValueError(f"split {split!r} is unknown: use 'train' or 'test'")
-        numbers = kept_numbers(self, self.selection)
-        if not with_blocked:
-            numbers = np.setdiff1d(numbers, self.blocked, assume_unique=True)
-        splits = self.column("split").take(pa.array(numbers))
-        return numbers[pc.equal(splits, split).to_numpy(zero_copy_only=False)]
+        numbers = kept_numbers(self, self.selection, split)
+        blocked = np.array([], np.int64) if with_blocked else self.blocked
+        first, last = (np.searchsorted(numbers, blocked, side) for side in ("left", "right"))
+        return np.delete(numbers, first[first < last]) if (first < last).any() else numbers
+
+    def weights(self, split: Split) -> np.ndarray | None:
+        """Entries (n,) float32 that an epoch has of each of `select(split, with_blocked=True)`, mapped and read-only;
+        None: one of each.
+
+        Raises:
+            ValueError: as `select`.
+        """
+        from pipeline.ingest.selection import kept_weights
+
+        return kept_weights(self, self.selection, split)
 
     @property
     def blocked(self) -> np.ndarray:

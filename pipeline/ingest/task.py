@@ -7,6 +7,7 @@ report that says it is done. A unit that is done is never done again, whatever h
 import hashlib
 import json
 import time
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from pipeline.ingest.places import Place
 from pipeline.ingest.refusals import Refusal
 from pipeline.ingest.samples import Broken, Sample
 from pipeline.ingest.sources import Unit, read
-from pipeline.ingest.store import MEASURED, REFUSED_SCHEMA, Damage, ShardEntry
+from pipeline.ingest.store import MEASURED, REFUSED_SCHEMA, Damage, SealedFile
 from pipeline.ingest.write import UNITS, ShardWriter, Sidecar, replaced
 from ssl_models.config import Config
 
@@ -33,8 +34,9 @@ TOLD_EVERY = 500  # samples between two words about progress; a count and no tim
 ADMITTED = pa.schema(
     [
         ("id", pa.string()), ("file", pa.string()), ("offset", pa.int64()), ("length", pa.int32()),
-        ("width", pa.int32()), ("height", pa.int32()), ("captions", pa.list_(pa.string())), ("label", pa.string()),
-        ("split", pa.string()), ("pixels", pa.string()), ("source", pa.string()), *MEASURED,
+        ("checksum", pa.uint32()), ("width", pa.int32()), ("height", pa.int32()),
+        ("captions", pa.list_(pa.string())), ("label", pa.string()), ("split", pa.string()), ("pixels", pa.string()),
+        ("source", pa.string()), *MEASURED,
     ]
 )  # fmt: skip
 
@@ -48,7 +50,7 @@ class UnitReport(Config):
     seen: int
     admitted: int
     refused: dict[str, int]
-    shards: tuple[ShardEntry, ...]
+    shards: tuple[SealedFile, ...]
     damaged: tuple[Damage, ...]
     captions_dropped: int
     labels: tuple[str, ...]
@@ -182,7 +184,7 @@ class _UnitWork:
             if isinstance(result, Refusal):
                 self._refuse(item.sample.source, result)
             else:
-                self._admit(item, len(raw), result)
+                self._admit(item, raw, result)
             if self.seen - told >= TOLD_EVERY:
                 told = self.seen
                 yield self._progress()
@@ -248,7 +250,7 @@ class _UnitWork:
         self.refused[refusal.reason] += 1
         self.left_out.add({"source": source, "reason": refusal.reason, "detail": refusal.detail})
 
-    def _admit(self, item: _Seen, size: int, decoded: Decoded) -> None:
+    def _admit(self, item: _Seen, raw: bytes, decoded: Decoded) -> None:
         began = time.perf_counter()
         sample, measures = item.sample, decoded.measures
         if self.blocked.near(measures.phash):
@@ -257,17 +259,17 @@ class _UnitWork:
         texts = sample.captions.texts
         if self.config.in_place:
             assert sample.address is not None, sample.source  # the listing refuses sources without addresses
-            file, offset, length = *sample.address, size
+            stored, (file, offset) = raw, sample.address
         else:
             record = {"id": item.id, "captions": texts, "label": label, "source": sample.source}
-            file, offset = self.shards.add(item.position, decoded.jpeg, texts, record)
-            length = len(decoded.jpeg)
+            stored = decoded.jpeg
+            file, offset = self.shards.add(item.position, stored, texts, record)
         self.content.update(json.dumps([item.id, sample.split, label, texts]).encode() + b"\n")
         self.kept.add({
-            "id": item.id, "file": file, "offset": offset, "length": length, "width": decoded.width,
-            "height": decoded.height, "captions": texts, "label": label, "split": sample.split,
+            "id": item.id, "file": file, "offset": offset, "length": len(stored), "checksum": zlib.crc32(stored),
+            "width": decoded.width, "height": decoded.height, "captions": texts, "label": label, "split": sample.split,
             "pixels": decoded.pixels, "source": sample.source, "original_width": decoded.original_width,
-            "original_height": decoded.original_height, "bytes": size, "format": decoded.format,
+            "original_height": decoded.original_height, "bytes": len(raw), "format": decoded.format,
             "flags": list(decoded.flags), "mean": measures.mean, "std": measures.std, "entropy": measures.entropy,
             "sharpness": measures.sharpness, "phash": measures.phash, "thumb": measures.thumb,
             "languages": [language_of(text)[0] for text in texts],

@@ -16,16 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.ingest.store import (
+    CAPTIONS,
     DATA_CARD,
     DATA_CARD_JSON,
     FILES,
+    FORMAT,
     INDEX,
     MANIFEST,
+    PLACES,
+    QUARANTINE,
     REFUSED,
     SELECTIONS,
     SHARDS,
     Manifest,
-    ShardEntry,
+    SealedFile,
     file_sha256,
 )
 
@@ -58,7 +62,7 @@ class ShardWriter:
         self._store, self._unit, self._limit = store, unit, samples_per_shard
         self._open: tuple[tarfile.TarFile, Path, Path] | None = None
         self._in_shard = 0
-        self.shards: list[ShardEntry] = []
+        self.shards: list[SealedFile] = []
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -105,8 +109,13 @@ class ShardWriter:
             return
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        self.shards.append(ShardEntry(name=path.name, bytes=temporary.stat().st_size, sha256=file_sha256(temporary)))
+        self.shards.append(sealed_file(temporary, path.name))
         temporary.replace(path)
+
+
+def sealed_file(path: Path, name: str | None = None) -> SealedFile:
+    """Size and digest of a finished file, under its own name or the one it is about to have."""
+    return SealedFile(name=name or path.name, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def _append(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -173,7 +182,7 @@ def begin(store: Path, plan_digest: str, overwrite: bool) -> None:
     if (store / MANIFEST).exists() or not _same_plan(store, plan_digest):
         with replaced(store / STARTED) as file:
             file.write(json.dumps({"plan": ""}).encode())  # ours, but nothing in it is to be kept
-        for name in (MANIFEST, INDEX, REFUSED, FILES, DATA_CARD, DATA_CARD_JSON):
+        for name in (MANIFEST, INDEX, PLACES, CAPTIONS, REFUSED, FILES, QUARANTINE, DATA_CARD, DATA_CARD_JSON):
             (store / name).unlink(missing_ok=True)
         for name in (SHARDS, UNITS, SELECTIONS):
             shutil.rmtree(store / name, ignore_errors=True)
@@ -181,7 +190,7 @@ def begin(store: Path, plan_digest: str, overwrite: bool) -> None:
     (store / UNITS).mkdir(exist_ok=True)
     clear_temporary(store)
     with replaced(store / STARTED) as file:
-        file.write(json.dumps({"plan": plan_digest}).encode())
+        file.write(json.dumps(_mark(plan_digest)).encode())
 
 
 def _check_ours(store: Path) -> None:
@@ -199,9 +208,13 @@ def _check_ours(store: Path) -> None:
 
 def _same_plan(store: Path, plan_digest: str) -> bool:
     try:
-        return json.loads((store / STARTED).read_text()).get("plan") == plan_digest
-    except (OSError, ValueError, AttributeError):
+        return json.loads((store / STARTED).read_text()) == _mark(plan_digest)
+    except (OSError, ValueError):
         return False
+
+
+def _mark(plan_digest: str) -> dict[str, object]:
+    return {"plan": plan_digest, "format": FORMAT}  # what another version left cannot be continued
 
 
 def clear_temporary(store: Path) -> None:

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from math import isfinite
 from typing import Any
 
 import numpy as np
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-Rows = list[dict[str, Any]]
+from pipeline.train.record import PLACE, Rows
 
 POINTS = 400  # more rows than this are averaged in groups, with their range as a band
-NOT_CURVES = ("step", "images_seen", "seconds", "time")
+NOT_CURVES = (*PLACE, "images_seen")
 FIRST = ("loss", "learning_rate", "images_per_second", "data_wait_ratio")  # the others follow as they were logged
 TITLES = {"images_per_second": "images per second", "data_wait_ratio": "waiting for data"}
 
@@ -37,14 +38,8 @@ class Curve:
 
 
 def attempts(rows: Rows) -> list[Rows]:
-    """The rows of each attempt at the run. `seconds` counts from the attempt's begin, `time` is absolute: an attempt
-    that began after the row before was written is another one."""
-    parts: list[Rows] = []
-    for row in rows:
-        if not parts or row["time"] - row["seconds"] >= parts[-1][-1]["time"]:
-            parts.append([])
-        parts[-1].append(row)
-    return parts
+    """The rows of each attempt at the run that left some."""
+    return [list(part) for _, part in groupby(rows, lambda row: row.get("attempt", 0))]
 
 
 def draw_curves(rows: Rows) -> list[Curve]:

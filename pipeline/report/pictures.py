@@ -19,8 +19,9 @@ from pipeline.evaluate.protocol import Evaluation
 from pipeline.experiment import Experiment
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import captioned, to_batch
-from pipeline.stream.read import Reader, decode_foreign, tokenize
-from pipeline.stream.views import CenterCrop, DeviceViews
+from pipeline.stream.crops import CenterCrop
+from pipeline.stream.read import Reader, image_of, tokenize
+from pipeline.stream.views import DeviceViews
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.worker import open_stream
 from ssl_models.batch import Batch, Step
@@ -169,10 +170,7 @@ def _image(store: Store, number: int) -> Image.Image:
     """A canonical picture; in place, the source's own bytes, if they still are those that were curated."""
     if store.place is None:
         return Image.open(io.BytesIO(store.read(number)), formats=("JPEG",))
-    columns = ["shard", "offset", "length", "id", "flags", "format"]
-    row = store.index.select(columns).slice(number, 1).to_pylist()[0]
-    pixels = decode_foreign(store.place, number, store.paths[row.pop("shard")].as_py(), **row)  # (3, H, W)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return Image.fromarray(image_of(store, number).permute(1, 2, 0).numpy())
 
 
 def spread(values: np.ndarray, count: int) -> np.ndarray:

@@ -25,7 +25,8 @@ from pipeline.run import Run
 from pipeline.stream.batches import captioned
 from pipeline.stream.views import ViewsConfig
 from pipeline.train.checkpoints import Checkpoint
-from pipeline.train.metrics import read_metrics
+from pipeline.train.goodput import BUCKETS, duration, goodput, goodput_line, percent
+from pipeline.train.record import read_all_metrics, read_events, surviving
 from ssl_models.objectives import MAE, OBJECTIVES, build_objective
 
 SCORE_TITLES = {
@@ -51,7 +52,14 @@ def write_report(run: Run) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"thousands": "{:,}".format, "duration": duration, "date": date, "size": _size}
+    environment.filters |= {
+        "thousands": "{:,}".format,
+        "duration": duration,
+        "brief": _brief,
+        "share": percent,
+        "date": date,
+        "size": _size,
+    }
     threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -79,8 +87,10 @@ def _part(make: Callable[[], Any]) -> Part:
 
 
 def _content(run: Run) -> dict[str, Any]:
-    experiment, evaluation, rows = run.experiment, run.evaluation, read_metrics(run.path)
+    experiment, evaluation, all_rows = run.experiment, run.evaluation, read_all_metrics(run.path)
+    rows = surviving(all_rows)
     checkpoint = run.newest_checkpoint()
+    spent = _part(lambda: time_spent(read_events(run.path), all_rows))
     opened = _part(experiment.data.open)
     store: Store | None = opened.content
 
@@ -107,7 +117,8 @@ def _content(run: Run) -> dict[str, Any]:
         "columns": COLUMNS,
         "table": [score_row(score) for score in evaluation.scores] if evaluation else [],
         "curves": draw_curves(rows),
-        "restarts": max(0, len(attempts(rows)) - 1),
+        "time": spent,
+        "restarts": len(spent.content["attempts"] if spent.content else attempts(rows)) - 1,
         "operations": operations(experiment.views),
         "views": of_store(lambda store: pictures.training_views(experiment, store)),
         "neighbours": found,
@@ -158,13 +169,40 @@ def operations(views: ViewsConfig) -> str:
     done = {
         "cropped": True,
         "flipped": views.flip,
+        "rotated": views.rotate,
         "recoloured": views.jitter_probability and any(views.jitter),
         "turned grey": views.grayscale,
         "blurred": views.blur,
         "solarized": views.solarize,
+        "reduced to edges": views.sobel,
+        "noised": views.noise,
+        "partly cut out": views.cutout,
     }
     *words, last = [word for word, is_done in done.items() if is_done]
     return f"{', '.join(words)} and {last}" if words else last
+
+
+# ---- time ----------------------------------------------------------------------------------------------------------
+
+
+def time_spent(events: Rows, rows: Rows) -> dict[str, Any]:
+    """Where the wall-clock went, and the attempts at the run.
+
+    Raises:
+        ValueError: the run noted no events.
+    """
+    found = goodput(events, rows)
+    shares = {name: seconds / (found.wall_seconds or 1.0) for name, seconds in found.seconds.items()}
+    return {
+        "line": goodput_line(found),
+        "buckets": [
+            {"name": name, "seconds": found.seconds[name], "share": shares[name], "meaning": meaning}
+            for name, meaning in BUCKETS.items()
+        ],
+        "words": ", ".join(f"{name} {percent(share)}" for name, share in shares.items() if share),
+        "commands": found.commands,
+        "attempts": found.attempts,
+    }
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
@@ -265,10 +303,8 @@ def data_summary(store: Store) -> dict[str, Any]:
 # ---- filters of the template ---------------------------------------------------------------------------------------
 
 
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+def _brief(seconds: float) -> str:
+    return f"{seconds:.1f} s" if 0 < seconds < 9.95 else duration(seconds)
 
 
 def date(seconds: float) -> str:

@@ -6,19 +6,20 @@ reason. So a duplicate is only dropped in favour of a sample that passed every s
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.ingest.blocklist import NEAR, BlockList
 from pipeline.ingest.refusals import Reason
 from pipeline.ingest.store import Store
 from pipeline.select.draws import draw, keys_of
 from pipeline.select.duplicates import MAX_DISTANCE, exact_survivors, near_duplicates, near_pairs
+from pipeline.stream.plan import MAX_WEIGHT
 from ssl_models.config import Config
 
 _CAPTION_RULES = (
@@ -62,6 +63,25 @@ class Policy(Config):
     max_origin_share: float | None = Field(
         None, gt=0, le=1, description="share of the samples that one origin (host, container, folder) may give"
     )
+    weight_by: Literal["label", "origin"] | None = Field(
+        None, description="what training samples must share to have one weight; None: each comes once an epoch"
+    )
+    weights: dict[str, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]] = Field(
+        {},
+        description='times that an epoch has a sample of a class or origin, as JSON: {"cat": 2, "dog": 0.5}; others: 1.'
+        " A folder stands for every origin in it",
+    )
+    balance: float = Field(
+        0, ge=0, le=1, description="evens out classes or origins: 0 leaves them as they are, 1 makes all of them alike"
+    )
+
+    @model_validator(mode="after")
+    def _weighted(self) -> "Policy":
+        if (self.weights or self.balance) and self.weight_by is None:
+            raise ValueError("weights and balance: of what? add weight_by=label or weight_by=origin")
+        if self.weight_by and not (self.weights or self.balance):
+            raise ValueError(f'weight_by={self.weight_by} does nothing alone: add balance=0.5 or weights={{"NAME": 2}}')
+        return self
 
 
 PRESETS: dict[str, tuple[Policy, str]] = {
@@ -124,6 +144,7 @@ class Funnel:
     table: IndexColumns | pa.Table
     reasons: np.ndarray  # (n,) object: None, or the reason
     because: np.ndarray  # (n,) int64: the sample that is kept instead; -1: none
+    weights: np.ndarray | None = None  # (n,) float64, of which the decisions have what is still in for training
     notes: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -162,7 +183,12 @@ class Funnel:
     def decisions(self) -> pa.Table:
         """`SELECTION_SCHEMA`."""
         because = pa.array(self.because, mask=self.because < 0)
-        return pa.table({"reason": pa.array(self.reasons.tolist(), pa.string()), "because": because})
+        weights = np.ones(len(self.reasons), np.float32)
+        if self.weights is not None:
+            train = self.rows[self.after_test == 1]
+            weights[train] = self.weights[train]
+        columns = {"because": because, "weight": pa.array(weights, mask=weights == 1)}
+        return pa.table({"reason": pa.array(self.reasons.tolist(), pa.string()), **columns})
 
 
 def apply(policy: Policy, inputs: Inputs, funnel: Funnel) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pipeline.ingest.selection import (
     Selection,
     check_name,
+    check_selection,
     read_decisions,
     read_selection,
     selections_of,
@@ -26,6 +27,7 @@ from pipeline.select.hierarchical import hierarchical_kmeans, hierarchical_sampl
 from pipeline.select.kmeans import kmeans
 from pipeline.select.policy import Funnel, Inputs, Policy, apply
 from pipeline.select.semantic import closest_earlier, epsilon_for, removed_shares, survivors
+from pipeline.select.weights import weigh
 from ssl_models.config import Config
 
 SEED = 0  # of every draw: a selection is a function of the store and its settings
@@ -92,10 +94,11 @@ class Stages(Config):
         return self
 
 
-def select_new(path: Path, policy: Policy, inputs: Inputs) -> Selection:
-    """The default selection of a store that is not sealed yet: its index lies at `path` already."""
+def select_new(path: Path, policy: Policy, inputs: Inputs, classes: tuple[str, ...] = ()) -> Selection:
+    """The default selection of a store that is not sealed yet: its index, with labels of `classes`, lies at `path`."""
     funnel = Funnel.over(path / INDEX)
     apply(policy, inputs, funnel)
+    weigh(policy, funnel, classes)
     return write_selection(
         path, DEFAULT, file_sha256(path / INDEX), funnel.table["id"], funnel.table["split"], funnel.decisions,
         based_on=None, policy=policy.model_dump(mode="json"), inputs=inputs.digests, notes=funnel.notes,
@@ -112,10 +115,11 @@ def select(
     based_on: str | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> tuple[Selection, bool]:
-    """Makes the selection `name` of a store, from all samples or from those of the selection `based_on`.
+    """Makes the selection `name` of a store, from all samples or from those of the selection `based_on`, whose weights
+    they keep.
 
     Returns:
-        The selection, and whether it is new: what is there already from the same settings is left alone.
+        The selection, and whether it is new: what is there already from the same settings, undamaged, is left alone.
 
     Raises:
         ValueError: the name is taken by a selection made otherwise, nothing would be kept, or a stage cannot work.
@@ -126,14 +130,19 @@ def select(
     known = inputs.digests | _digests_of(stages)
     if name in selections_of(store.path):
         old = read_selection(store, name)
-        if (old.policy, old.inputs, old.based_on) == (settings, known, parent and parent.digest):
+        if (old.policy, old.inputs, old.based_on) != (settings, known, parent and parent.digest):
+            raise ValueError(
+                f"{store.path} has a selection {name!r}, made otherwise, and none ever changes: choose a name"
+            )
+        if not check_selection(store, name):
             return old, False
-        raise ValueError(f"{store.path} has a selection {name!r}, made otherwise, and none ever changes: choose a name")
     funnel = Funnel.over(store.path / INDEX)
     if based_on:
         decisions = read_decisions(store, based_on)
         funnel.reasons = np.array(decisions["reason"].to_pylist(), object)
         funnel.because = decisions["because"].fill_null(-1).to_numpy().copy()
+        if parent and parent.weights:
+            funnel.weights = decisions["weight"].fill_null(1).to_numpy().astype(np.float64)
     on_stage("policy")
     apply(policy, inputs, funnel)
     if stages.concepts:
@@ -143,6 +152,7 @@ def select(
         _by_embedding(store, stages, funnel, store.path / SELECTIONS / name, on_stage)
     if not len(funnel.rows):
         raise ValueError("nothing would be kept: use milder settings")
+    weigh(policy, funnel, store.manifest.classes)
     return write_selection(
         store.path, name, store.manifest.index_sha256, funnel.table["id"], funnel.table["split"], funnel.decisions,
         based_on=parent and parent.digest, policy=settings, inputs=known, notes=funnel.notes,

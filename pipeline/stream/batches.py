@@ -1,16 +1,17 @@
 """The stream of a rank: its samples in the plan's order, read ahead by Ray Data on any CPU of the cluster."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from math import ceil
+from os import scandir
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
-from pipeline.ingest.store import DEFAULT, Store
+from pipeline.ingest.store import DEFAULT, SHARDS, Store
+from pipeline.ingest.verify import quarantined
 from pipeline.stream.patience import Patience
 from pipeline.stream.plan import Plan
 from pipeline.stream.read import Columns, Reader
@@ -18,8 +19,9 @@ from pipeline.stream.views import DeviceViews
 from ssl_models.batch import Batch
 from ssl_models.config import Config
 
-TASK_SAMPLES = 256  # one data task: long enough to hide its start, short enough for an early first batch
-READ_AHEAD_BYTES = 2**28  # of crops waiting for a worker; more would only take memory, and CPU from early steps
+TASK_SAMPLES, TASK_BYTES = 256, 2**25  # of a data task, at most: long enough to hide its start, short for a first batch
+READ_AHEAD_BYTES = 2**26  # of crops waiting for a worker, at least; see `_read_ahead`
+MAX_EPOCHS = 2**24  # of a run; the copies of a sample in an epoch are visits of their own
 SEGMENT_SAMPLES = 2**20  # one Ray Data execution: bounds the memory for references
 
 
@@ -28,6 +30,8 @@ class DataConfig(Config):
     selection: str = Field(DEFAULT, description="which of its samples: a name given to `feral select`")
     batch_size: int = Field(256, ge=2, description="global: over all workers")
     lanes: int = Field(16, ge=1, description="equal shares of each batch; the most workers that can ever join")
+    run_length: int = Field(16, ge=1, description="neighbouring samples that stay together: read from one place")
+    runs_per_chunk: int = Field(64, ge=1, description="runs, from anywhere in the store, that are shuffled together")
 
     def open(self) -> Store:
         """The store, through the selection."""
@@ -50,7 +54,7 @@ class Stream:
 
     def distributed(
         self, step: int, stop: int, rank: int = 0, world_size: int = 1, cpus: float | None = None
-    ) -> Iterator[Columns]:
+    ) -> Generator[Columns, None, None]:
         """The same batches through Ray Data, using at most `cpus` CPUs at a time."""
         batch = self.plan.batch_size // world_size
         steps = max(1, SEGMENT_SAMPLES // batch)
@@ -59,14 +63,39 @@ class Stream:
             yield from read_with_ray(self.reader, references, batch, cpus)
 
     def _references(self, step: int, stop: int, rank: int, world_size: int) -> pa.Table:
-        rows, epochs = self.plan.rank_rows(step, stop, rank, world_size)
-        return self.reader.references(self.store, self.selection[rows.ravel()], epochs.ravel())
+        rows, epochs, copies = self.plan.rank_entries(step, stop, rank, world_size)
+        visits = (epochs + copies * MAX_EPOCHS).ravel()
+        return self.reader.references(self.store, self.selection[rows.ravel()], visits)
 
 
 def captioned(store: Store, selection: np.ndarray) -> np.ndarray:
     """The samples of a selection that have a caption."""
-    counts = pc.list_value_length(store.column("captions")).to_numpy()
-    return selection[counts[selection] > 0]
+    ends = store.captions.offsets.to_numpy()
+    return selection[ends[selection + 1] > ends[selection]]
+
+
+def check_files(store: Store) -> None:
+    """Compares the sizes of all shards with the sealed ones, by one listing: for the start of a run. Shards that have
+    samples in quarantine are known to be damaged. (In place nothing is cheap to compare: reading compares sha256.)
+
+    Raises:
+        ValueError: shards are missing or of another size; says which.
+    """
+    folder = store.path / SHARDS
+    with scandir(folder) as listed:
+        sizes = {file.name: file.stat().st_size for file in listed}
+    known, faults = {sample.file for sample in quarantined(store)}, []
+    for shard in store.manifest.shards:
+        size = sizes.get(shard.name)
+        if size != shard.bytes and shard.name not in known:
+            is_now = "missing" if size is None else f"{size:,} bytes long"
+            faults.append(f"{folder / shard.name} is {is_now}, and was sealed with {shard.bytes:,} bytes")
+    if faults:
+        more = f" (and {len(faults) - 1:,} more shards)" if len(faults) > 1 else ""
+        raise ValueError(
+            f"{faults[0]}{more}: restore what is missing, or `feral verify {store.path} --quarantine` sets the samples "
+            "aside, then the same command goes on"
+        )
 
 
 def read_with_ray(
@@ -80,11 +109,25 @@ def read_with_ray(
     if cpus is not None:
         from ray.data import ExecutionResources
 
-        view_bytes = reader.geometry.num_views * reader.geometry.size**2 * 3
         data.context.execution_options.resource_limits = ExecutionResources.for_limits(
-            cpu=cpus, object_store_memory=max(READ_AHEAD_BYTES, 4 * batch_size * view_bytes)
+            cpu=cpus, object_store_memory=_read_ahead(reader.sample_bytes, batch_size, cpus)
         )
     yield from data.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
+
+
+def _task_samples(sample_bytes: int) -> int:
+    """Samples of one data task; the more bytes a sample has, the fewer."""
+    return max(1, min(TASK_SAMPLES, TASK_BYTES // sample_bytes))
+
+
+def _read_ahead(sample_bytes: int, batch_size: int, cpus: float) -> int:
+    """Bytes of crops that may be in the object store: what tasks make, what waits, and what is being put in batches.
+
+    Ray counts the output of running tasks, too. With 12 CPUs, a limit of 1 task's bytes a CPU made them half as fast,
+    of ½ a tenth; from 3 on nothing was gained. More would only take memory, and CPU from early steps.
+    """
+    task_bytes = _task_samples(sample_bytes) * sample_bytes
+    return max(READ_AHEAD_BYTES, 3 * (ceil(cpus) + 1) * task_bytes, 4 * batch_size * sample_bytes)
 
 
 def reading_dataset(reader: Reader, references: pa.Table):
@@ -95,14 +138,15 @@ def reading_dataset(reader: Reader, references: pa.Table):
     import ray
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its notes would tear a progress line
-    tasks = ceil(len(references) / TASK_SAMPLES)
+    length = _task_samples(reader.sample_bytes)
+    tasks = ceil(len(references) / length)
     table = ray.put(references)
 
     def read(batch: Columns) -> Iterator[Columns]:
         torch.set_num_threads(1)  # one task, one core
         shared = ray.get(table)  # mapped from the object store, not copied
         for task in batch["id"]:
-            yield reader.read(shared.slice(int(task) * TASK_SAMPLES, TASK_SAMPLES))
+            yield reader.read(shared.slice(int(task) * length, length))
 
     data = ray.data.range(tasks, override_num_blocks=tasks)
     data.context.execution_options.preserve_order = True
@@ -116,13 +160,17 @@ def reading_dataset(reader: Reader, references: pa.Table):
 
 
 def to_batch(columns: Columns, views: DeviceViews, device: torch.device) -> Batch:
-    """Moves a batch to the device and makes its views there. All samples are of one epoch."""
-    ids = _tensor(columns["number"]).to(device)
+    """Moves a batch to the device and makes its views there."""
+    ids, visits = _tensor(columns["number"]), _tensor(columns["visit"])
     crops = _tensor(columns["crops"]).to(device, non_blocking=True)
+    made = views(crops, ids, visits)
+    if "local_crops" in columns:
+        local = _tensor(columns["local_crops"]).to(device, non_blocking=True)
+        made += views(local, ids, visits, first_view=crops.shape[1])
     tokens = _tensor(columns["tokens"]).to(device) if "tokens" in columns else None
     return Batch(
-        views=views(crops, ids, int(columns["epoch"][0])),
-        ids=ids,
+        views=made,
+        ids=ids.to(device),
         tokens=tokens,
         labels=_tensor(columns["label"]).to(device),
     )

@@ -1,8 +1,7 @@
 """From sample references to crops: what a data task does, with Ray or without."""
 
-import hashlib
-import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,14 +11,18 @@ import torch
 from torch import Tensor
 
 from pipeline.ingest.decode import full_pixels
+from pipeline.ingest.fetch import Fetch, sealed_bytes
 from pipeline.ingest.places import Place
 from pipeline.ingest.store import Store
-from pipeline.stream.views import Geometry, crop
+from pipeline.stream.crops import CenterCrop, Geometry, crop
 from ssl_models.batch import uniform
 
 Columns = dict[str, np.ndarray]
-_NUMBERS = ("number", "width", "height", "label", "epoch")
-_PLACES = ("number", "path", "offset", "length", "id", "flags", "format")
+_NUMBERS = ("number", "width", "height", "label", "visit")
+
+
+class DamagedSample(ValueError):
+    """The bytes of a sample are not those that were sealed. No restart helps; the message has the way out."""
 
 
 @dataclass(frozen=True)
@@ -30,55 +33,95 @@ class Reader:
     seed: int = 0
     context_length: int | None = None  # tokens of a caption; None: no text
     place: Place | None = None  # where the files of an index in place lie; None: canonical shards
+    local: Geometry | None = None  # further, smaller crops of the same images; None: there are none
 
-    def references(self, store: Store, numbers: np.ndarray, epochs: np.ndarray) -> pa.Table:
-        """What tasks need to know of each sample, one row a sample, in the order given."""
-        columns = ["number", "shard", "offset", "length", "width", "height", "label"]
+    @property
+    def sample_bytes(self) -> int:
+        """Of the crops of one sample."""
+        geometries = [self.geometry, *([self.local] if self.local else [])]
+        return sum(geometry.num_views * geometry.size**2 * 3 for geometry in geometries)
+
+    def references(self, store: Store, numbers: np.ndarray, visits: np.ndarray) -> pa.Table:
+        """What tasks need to know of each sample, one row a sample, in the order given; about 50 bytes each, and the
+        captions. It reads these rows of the store, and no others."""
+        rows = pa.array(numbers)
+        places = store.places.take(rows)
+        files, which = np.unique(places["shard"].to_numpy(), return_inverse=True)
+        paths = pa.DictionaryArray.from_arrays(which.astype(np.int32), store.paths.take(pa.array(files)))
+        columns = {"number": rows, "path": paths, "visit": pa.array(visits.astype(np.int64))}
+        columns |= {name: places[name] for name in places.column_names if name != "shard"}
         if self.context_length is not None:
-            columns.append("captions")
-        if self.place is not None:
-            columns += ["id", "flags", "format"]
-        table = store.columns(*columns).take(pa.array(numbers))
-        table = table.set_column(1, "path", store.paths.take(table["shard"].combine_chunks()))
-        return table.append_column("epoch", pa.array(epochs.astype(np.int32))).combine_chunks()
+            columns["captions"] = store.captions.take(rows)
+        return pa.table(columns).replace_schema_metadata({"store": str(store.path)}).combine_chunks()
 
     def read(self, references: pa.Table) -> Columns:
-        """Crops (B, V, S, S, 3) uint8 with number, epoch, label (B,) and tokens (B, L) of the referred samples.
+        """Crops (B, V, S, S, 3) uint8 of the referred samples with number, visit, label (B,), retries (B,): how often
+        reading failed and was tried again; and where asked for, tokens (B, L), local_crops (B, V', S', S', 3).
 
         Raises:
-            ValueError: a sealed image is missing or damaged; says which.
+            DamagedSample: a sealed image is missing or not what it was; says which.
+            ConnectionError: the storage failed, again and again.
         """
         rows = {name: references[name].to_numpy() for name in _NUMBERS}
-        ids, epochs = torch.from_numpy(rows["number"].copy()), rows["epoch"]
+        ids, visits = torch.from_numpy(rows["number"].copy()), torch.from_numpy(rows["visit"].copy())
         heights, widths = (torch.from_numpy(rows[name].astype(np.int64)) for name in ("height", "width"))
-        boxes = torch.empty(len(ids), self.geometry.num_views, 4, dtype=torch.int64)
-        for epoch in np.unique(epochs):
-            chosen = torch.from_numpy(epochs == epoch)
-            boxes[chosen] = self.geometry.boxes(int(epoch), ids[chosen], heights[chosen], widths[chosen])
-        size = self.geometry.size
-        crops = np.empty((len(ids), self.geometry.num_views, size, size, 3), dtype=np.uint8)
-        out = torch.from_numpy(crops)
-        for i, image in enumerate(self._images(references)):
-            out[i] = crop(image, boxes[i], size)
-        columns = {"crops": crops, "number": rows["number"], "epoch": epochs, "label": rows["label"].astype(np.int64)}
+        wanted = {"crops": self.geometry} | ({"local_crops": self.local} if self.local else {})
+        crops: Columns = {}
+        boxes: dict[str, Tensor] = {}
+        for name, geometry in wanted.items():
+            crops[name] = np.empty((len(ids), geometry.num_views, geometry.size, geometry.size, 3), np.uint8)
+            boxes[name] = geometry.boxes(visits, ids, heights, widths)
+        fetch = self._fetch(references)
+        for row, image in self._images(references, fetch):
+            for name, geometry in wanted.items():
+                crops[name][row] = crop(image, boxes[name][row], geometry.size).numpy()
+        columns = crops | {name: rows[name].astype(np.int64) for name in ("number", "visit", "label")}
+        columns["retries"] = fetch.failures
         if self.context_length is not None:
-            columns["tokens"] = self._tokens(references["captions"].to_pylist(), ids, epochs)
+            columns["tokens"] = self._tokens(references["captions"].to_pylist(), ids, visits)
         return columns
 
-    def _images(self, references: pa.Table) -> Iterator[Tensor]:
-        """Each referred image (3, H, W) uint8."""
-        for row in references.select([name for name in _PLACES if name in references.column_names]).to_pylist():
-            yield decode(**row) if self.place is None else decode_foreign(self.place, **row)
+    def _fetch(self, references: pa.Table) -> Fetch:
+        path = references["path"].combine_chunks()
+        used, files = np.unique(path.indices.to_numpy(), return_inverse=True)
+        return Fetch(
+            place=self.place,
+            paths=path.dictionary.take(pa.array(used)).to_pylist(),
+            files=files,
+            offsets=references["offset"].to_numpy(),
+            lengths=references["length"].to_numpy(),
+            whole=sealed_bytes(references),
+        )
 
-    def _tokens(self, captions: list[list[str]], ids: Tensor, epochs: np.ndarray) -> np.ndarray:
-        """One caption a sample and epoch, chosen by (seed, epoch, id); (B, context_length) int64."""
+    def _images(self, references: pa.Table, fetch: Fetch) -> Iterator[tuple[int, Tensor]]:
+        """Each row's image (3, H, W) uint8, with the decoder's channels-last strides, in the order of storage."""
+        plain = references["plain"].to_numpy() if self.place else np.ones(len(references))
+        for row, data, fault in fetch:
+            if fault is None:
+                yield row, _decoded(data, plain[row])
+                continue
+            number, file = references["number"][row].as_py(), references["path"][row].as_py()
+            store = (references.schema.metadata or {}).get(b"store", b"STORE").decode()
+            restore = "restore the file, or " if self.place else ""
+            raise DamagedSample(
+                f"sample {number} is damaged: {file} at byte {fetch.offsets[row]}: {fault}; {restore}`feral verify "
+                f"{store} --quarantine` sets what is damaged aside, then the same command resumes"
+            )
+
+    def _tokens(self, captions: list[list[str]], ids: Tensor, visits: Tensor) -> np.ndarray:
+        """One caption a sample and visit, chosen by (seed, visit, id); (B, context_length) int64."""
         assert self.context_length is not None
-        draws = np.empty(len(ids))
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            draws[chosen] = uniform(self.seed, int(epoch), ids[torch.from_numpy(chosen)], 1, "caption")[:, 0].numpy()
+        draws = uniform(self.seed, visits, ids, 1, "caption")[:, 0].tolist()
         texts = [texts[int(draw * len(texts))] for texts, draw in zip(captions, draws, strict=True)]
         return tokenize(texts, self.context_length)
+
+
+def image_of(store: Store, number: int) -> Tensor:
+    """(3, H, W) uint8 of one sample, for people to look at. Raises as `Reader.read`."""
+    reader = Reader(CenterCrop(1), place=store.place)
+    references = reader.references(store, np.array([number]), np.zeros(1, np.int64))
+    ((_, image),) = reader._images(references, reader._fetch(references))
+    return image
 
 
 def tokenize(texts: list[str], context_length: int) -> np.ndarray:
@@ -93,53 +136,16 @@ def _tokenizer():
     return SimpleTokenizer()
 
 
-def decode_foreign(
-    place: Place, number: int, path: str, offset: int, length: int, id: str, flags: list[str], format: str
-) -> Tensor:
-    """(3, H, W) uint8 of an image that lies where the source left it. Its bytes are decoded only if they are those that
-    were curated, in a guarded process: by their sha256.
+def _decoded(data: memoryview, plain: bool) -> Tensor:
+    """(3, H, W) uint8, as curation saw it: what is no plain JPEG, by the guarded decoder, at half the speed.
 
     Raises:
-        ValueError: the file is missing or not what it was.
+        Refusal: bytes that were let in by another version of the decoder.
     """
-    try:
-        with place.open(path) as file:
-            file.seek(offset)
-            raw = file.read(length)
-    except OSError as error:
-        raise ValueError(_changed(number, path, offset, str(error))) from error
-    if hashlib.sha256(raw).hexdigest() != id:
-        raise ValueError(_changed(number, path, offset, "other bytes than those that were curated"))
-    if format == "JPEG" and not set(flags) - {"gray", "icc"}:
-        return _decode_jpeg(raw)  # 2× as fast, the same pixels
-    # Its size was within the bound of its curation, which may be above the usual one.
-    return torch.from_numpy(full_pixels(raw, max_pixels=2**31)).permute(2, 0, 1)
+    if plain:
+        from torchvision.io import ImageReadMode, decode_jpeg
 
-
-def _changed(number: int, path: str, offset: int, why: str) -> str:
-    return (
-        f"sample {number} of the index in place cannot be read: {path} at byte {offset}: {why}. The source changed "
-        "after it was curated: restore the file, or curate again (--overwrite)"
-    )
-
-
-def decode(number: int, path: str, offset: int, length: int) -> Tensor:
-    """(3, H, W) uint8, with the decoder's channels-last strides."""
-    try:
-        return _decode_jpeg(os.pread(_descriptor(path), length, offset))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"sample {number} of the sealed store is damaged: {path} at byte {offset}: {error}. The shard changed "
-            "after it was sealed; curate the source again (--overwrite)"
-        ) from error
-
-
-def _decode_jpeg(data: bytes) -> Tensor:
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-
-
-@lru_cache(maxsize=512)
-def _descriptor(path: str) -> int:
-    return os.open(path, os.O_RDONLY)
+        with suppress(RuntimeError):
+            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    # its size was within the bound of its curation, which may be above the usual one
+    return torch.from_numpy(full_pixels(bytes(data), max_pixels=2**31)).permute(2, 0, 1)

@@ -1,96 +1,189 @@
-"""The training stage of a run: starts Ray Train, and watches it."""
+"""The training stage of a run: starts Ray Train, watches it, starts it again where that helps."""
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from pipeline.experiment import Experiment
 from pipeline.run import Run
-from pipeline.train.metrics import follow_metrics
+from pipeline.train.attempts import clear_messages, message_of, read_failure, request_stop, stop_requested
+from pipeline.train.record import append_event, follow
 from pipeline.train.worker import train_worker
 
 # A step frees and allocates the same large tensors again; glibc would return them to the kernel and fault every page
 # anew. Keeping them made small ResNets 6-39 % faster on CPU.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+PATIENCE = 3  # times that the workers may leave without a step gained
+START_FAILURES = 20  # starts of workers that may fail, of a minute each: as long a lost node may be replaced
 
 
 class TrainingFailed(Exception):
-    """Training failed more often than `cluster.max_failures`; the message is the worker's own."""
+    """Training cannot go on, or failed more often than `cluster.max_failures`; the message is the worker's own."""
+
+
+class Stopped(Exception):
+    """Training was told to stop, and its state is saved."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.signal = step, number
+        super().__init__(f"stopped after step {step}; the same command resumes")
 
 
 OnRow = Callable[[dict[str, Any]], None]
+Tell = Callable[[str], None]
 
 
-def fit(experiment: Experiment, run: Run, on_row: OnRow = lambda row: None) -> None:
+def fit(experiment: Experiment, run: Run, on_row: OnRow = lambda row: None, tell: Tell = lambda line: None) -> None:
     """Trains until the last step, from the newest checkpoint if there is one; returns at once if nothing is left.
 
-    Ray must be connected. `on_row` receives each new row of metrics.
+    Ray must be connected. SIGTERM and Ctrl-C, once, let the workers save and leave. Workers that leave a node that is
+    about to go are started anew at once. `on_row` receives each new row of metrics, `tell` a line for a person.
 
     Raises:
         TrainingFailed: with the cause.
+        Stopped: a signal came.
     """
+    clear_messages(run.path)
+    idle, before = 0, None
+    with _signals(run, tell) as received:
+        while (step := _steps_done(run)) < experiment.total_steps:
+            if received or stop_requested(run.path):
+                raise Stopped(step, received[0] if received else signal.SIGTERM)
+            idle = idle + 1 if step == before else 0
+            if idle == PATIENCE:
+                raise TrainingFailed(f"the workers left {PATIENCE} times without a step gained after step {step}")
+            before = step
+            error = _run_workers(experiment, run, on_row, tell)
+            failure = read_failure(run.path)
+            if failure is not None:
+                raise TrainingFailed(failure["message"])
+            if error is not None:
+                raise TrainingFailed(f"{type(error).__name__}: {message_of(error)}") from error
+
+
+def _steps_done(run: Run) -> int:
     checkpoint = run.newest_checkpoint()
-    if checkpoint is not None and checkpoint.step >= experiment.total_steps:
-        return
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    return checkpoint.step if checkpoint else 0
+
+
+def _run_workers(experiment: Experiment, run: Run, on_row: OnRow, tell: Tell) -> BaseException | None:
+    """Lets Ray train in a thread, for signals reach only the main one; returns what it failed with."""
+    append_event(run.path, "fit")
+    failed: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            _trainer(experiment, run).fit()
+        except BaseException as error:  # told to the main thread
+            failed.append(_worker_error(error))
+
+    thread = threading.Thread(target=train, name="ray-train", daemon=True)
+    watch = Watch(run, on_row, tell)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+        watch.look()
+    watch.look()
+    append_event(run.path, "fit_ended")
+    return failed[0] if failed else None
+
+
+def _trainer(experiment: Experiment, run: Run) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
     cluster = experiment.cluster
-    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    resources = {"CPU": float(cluster.cpus_per_worker), **cluster.worker_resources}
     if cluster.use_gpu:
         resources["GPU"] = 1
-    trainer = TorchTrainer(
+    elastic = cluster.min_workers is not None and cluster.min_workers < cluster.workers
+    return TorchTrainer(
         train_worker,
         train_loop_config={"run": str(run.path), "experiment": experiment.model_dump(mode="json")},
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
+            num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=cluster.resize_seconds,
         ),
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
-        # A name an attempt: Ray's own snapshot of an earlier attempt, whole or damaged, is never read.
+        # A name a start: Ray's own snapshot of an earlier one, whole or damaged, is never read.
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",
             storage_path=str(run.path / "ray"),
             worker_runtime_env={"env_vars": KEEP_FREED_MEMORY},
-            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=START_FAILURES),
         ),
     )
-    with _following(run, on_row):
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise TrainingFailed(_cause(error)) from error
+
+
+def _worker_error(error: BaseException) -> BaseException:
+    failures = getattr(error, "worker_failures", None) or {}
+    return next(iter(failures.values()), error)
+
+
+class Watch:
+    """Follows a run's record: passes on rows, and tells what happens to the workers."""
+
+    def __init__(self, run: Run, on_row: OnRow, tell: Tell) -> None:
+        self.rows, self.events = follow(run.path / "metrics.jsonl"), follow(run.path / "events.jsonl")
+        self.on_row, self.tell = on_row, tell
+        self.last: dict[str, Any] | None = None
+        self.restarted: dict[str, Any] | None = None  # an attempt that has not logged yet
+        self.attempts = 0
+
+    def look(self) -> None:
+        for event in next(self.events):
+            self._tell(event)
+        for row in next(self.rows):
+            if self.restarted is not None and self.last is not None:
+                seconds = row["began"] - self.last["time"]
+                self.tell(f"back at work {seconds:.0f} s after the last step before")
+            self.restarted, self.last = None, row
+            self.on_row(row)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "attempt":
+            self.attempts += 1
+            if self.attempts > 1:
+                self.restarted = event
+                again = self.last["step"] - event["step"] if self.last else 0
+                self.tell(
+                    f"the workers were started again, from step {event['step']} with {event['world_size']} worker(s); "
+                    f"{max(0, again)} logged steps are done again"
+                )
+        elif kind == "nonfinite" and event["skipped"]:
+            self.tell(f"step {event['step']}: {event['values']}: going back, and skipping the batches since")
+        elif kind == "preempted":
+            self.tell("a node of the workers will go: saved; the workers are started anew elsewhere")
 
 
 @contextmanager
-def _following(run: Run, on_row: OnRow) -> Iterator[None]:
-    """Passes on rows of `metrics.jsonl` as they appear."""
-    stop = threading.Event()
-    new_rows = follow_metrics(run.path)
+def _signals(run: Run, tell: Tell) -> Iterator[list[int]]:
+    """Lets the first SIGTERM or Ctrl-C ask the workers to save and leave; the second ends this process at once.
+    Yields the list of those that came. Outside of the main thread (a trial of a sweep) nothing is changed."""
+    received: list[int] = []
 
-    def follow() -> None:
-        while not stop.wait(0.5):
-            for row in next(new_rows):
-                on_row(row)
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        request_stop(run.path)
+        tell("stopping: the workers save after the step they are in (once more: at once, without saving)")
 
-    thread = threading.Thread(target=follow, name="follow-metrics", daemon=True)
-    thread.start()
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield received
     finally:
-        stop.set()
-        thread.join()
-        for row in next(new_rows):  # written since the last look
-            on_row(row)
-
-
-def _cause(error: Exception) -> str:
-    """The worker's own message, without the layers that carried it."""
-    failures = getattr(error, "worker_failures", None) or {}
-    inner: BaseException = next(iter(failures.values()), error)
-    while inner.__cause__ is not None:
-        inner = inner.__cause__
-    return f"{type(inner).__name__}: {inner}"
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,10 +1,9 @@
 """The one training loop. It holds no method's name, and needs neither Ray nor files."""
 
-import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from pipeline.train.meter import LogRow, Meter
 from ssl_models.batch import Batch, Step
-from ssl_models.collectives import mean_over_ranks, synchronize_batchnorm, world_size
+from ssl_models.collectives import synchronize_batchnorm, world_size
 from ssl_models.config import Config
 from ssl_models.objectives import Objective
 from ssl_models.optimizers import (
@@ -34,6 +34,10 @@ class TrainingConfig(Config):
     log_every: int = Field(10, ge=1, description="steps between two rows of metrics")
     checkpoint_every: int = Field(200, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="the newest ones that are kept")
+    keep_best: int = Field(0, ge=0, description="checkpoints kept beside them: those with the lowest logged loss")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="when a value is not finite; skip: go back to the last checkpoint, skip the batches since"
+    )
 
 
 @dataclass
@@ -60,19 +64,6 @@ class TrainState:
         return cls(objective, optimizers)
 
 
-@dataclass
-class LogRow:
-    """What is known at a log step. All means are over the steps since the row before, and over ranks."""
-
-    step: int
-    images_seen: int
-    learning_rate: float
-    images_per_second: float
-    data_wait_ratio: float  # share of the time that the loop waited for its next batch
-    seconds: float  # since the loop began
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
 def train(
     state: TrainState,
     batches: Iterable[Raw],
@@ -82,26 +73,35 @@ def train(
     batch_size: int,
     total_steps: int | None,
     prepare: Callable[[Raw], Batch] = lambda raw: raw,  # type: ignore[assignment, return-value]
+    account: Callable[[Raw], tuple[int, int]] = lambda raw: (0, 0),
+    on_step: Callable[[int], None] = lambda step: None,
     on_log: Callable[[LogRow], None] = lambda row: None,
-    on_checkpoint: Callable[[TrainState], None] = lambda state: None,
+    on_checkpoint: Callable[[TrainState, LogRow], None] = lambda state, row: None,
+    must_leave: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains on `batches`, which must begin with the batch of step `state.step`; moves `state` in place.
 
     Args:
         prepare: makes a Batch on the device of what the stream yields.
+        account: of a batch, the fingerprint of its samples and the reads that were tried again; summed in `LogRow`.
+        on_step: called on every rank after each step.
         on_log: called on every rank every `log_every` steps, and at the last.
         on_checkpoint: called on every rank after a log step when a checkpoint is due, and at the last.
+        must_leave: asked on every rank about once a second, at the same steps; True, which all ranks must answer
+            alike, ends the training after a checkpoint.
 
     Raises:
-        FloatingPointError: on all ranks, when a logged value is not finite.
+        NotFinite: on all ranks, when a logged value, or a weight that is to be saved, is not finite.
     """
     objective = state.objective
     device = next(objective.parameters()).device
     model = DistributedDataParallel(objective) if world_size() > 1 else objective
     model.train()
-    meter = Meter(batch_size)
+    weights = list(objective.parameters())
+    meter = Meter(batch_size, state.step)
+    look_every, leaving = 1, False
     iterator = iter(batches)
-    while total_steps is None or state.step < total_steps:
+    while not leaving and (total_steps is None or state.step < total_steps):
         meter.wait_begins()
         raw = next(iterator, None)
         meter.wait_ends()
@@ -109,17 +109,20 @@ def train(
             break
         batch = prepare(raw)
         values, rate = _step(model, state, batch, training, optimizer, batch_size, total_steps, device)
-        meter.add(values)
+        meter.add(values, batch.ids, *account(raw))
         state.step += 1
-        last = state.step == total_steps
-        save = last or state.step % training.checkpoint_every == 0
-        if save or state.step % training.log_every == 0:
-            row = meter.row(state.step, rate)
-            _refuse_nonfinite(row, batch)
+        on_step(state.step)
+        log = state.step % training.log_every == 0
+        leaving = (log or state.step % look_every == 0) and must_leave()
+        save = leaving or state.step == total_steps or state.step % training.checkpoint_every == 0
+        if log or save:
+            row = meter.row(rate)
             on_log(row)
-        if save:
-            on_checkpoint(state)
-            meter.restart()
+            look_every = max(1, min(training.log_every, round(1 / row.step_seconds)))  # the same on all ranks
+            if save:
+                meter.refuse_nonfinite_weights(weights, rate)
+                on_checkpoint(state, row)
+            meter.restart(state.step)
 
 
 def _step(
@@ -155,55 +158,3 @@ def _step(
         logged |= {prefix + name: value.detach() for name, value in values.items()}
     state.objective.after_step(Step(state.step, progress, training.seed))
     return logged, rate
-
-
-class Meter:
-    """Means and rates between two log rows."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.began = self.since = time.perf_counter()
-        self.waited = 0.0
-        self.steps = 0
-        self.sums: dict[str, Tensor] = {}
-
-    def wait_begins(self) -> None:
-        self.waited -= time.perf_counter()
-
-    def wait_ends(self) -> None:
-        self.waited += time.perf_counter()
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Sums stay on the device: reading them would stall it."""
-        self.steps += 1
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value.float() if name in self.sums else value.float()
-
-    def row(self, step: int, rate: float) -> LogRow:
-        metrics = {name: float(mean_over_ranks(total / self.steps)) for name, total in self.sums.items()}
-        now = time.perf_counter()  # after the metrics were read, which waits for the device
-        elapsed = now - self.since
-        row = LogRow(
-            step=step,
-            images_seen=step * self.batch_size,
-            learning_rate=rate,
-            images_per_second=self.steps * self.batch_size / elapsed,
-            data_wait_ratio=self.waited / elapsed,
-            seconds=now - self.began,
-            metrics=metrics,
-        )
-        self.restart()
-        return row
-
-    def restart(self) -> None:
-        """Begins a new interval; the time of a checkpoint is nobody's training speed."""
-        self.since, self.waited, self.steps, self.sums = time.perf_counter(), 0.0, 0, {}
-
-
-def _refuse_nonfinite(row: LogRow, batch: Batch) -> None:
-    bad: dict[str, Any] = {name: value for name, value in row.metrics.items() if value - value != 0}
-    if bad:
-        raise FloatingPointError(
-            f"step {row.step}: {bad} at learning rate {row.learning_rate:.3g}; last samples {batch.ids[:8].tolist()} "
-            "…: lower optimizer.learning_rate, lengthen optimizer.warmup, or set optimizer.clip_gradient"
-        )

@@ -1,9 +1,14 @@
-"""What one Ray Train worker runs: its share of the stream through the loop, from the newest whole checkpoint."""
+"""What runs on every worker of Ray Train: it takes the run up where it stands, and trains on."""
 
 import os
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.experiment import Experiment, build_experiment
@@ -11,32 +16,46 @@ from pipeline.ingest.blocklist import replaced_numbers
 from pipeline.ingest.store import Store
 from pipeline.run import Run
 from pipeline.stream.batches import Stream, captioned, to_batch
+from pipeline.stream.crops import RandomCrops
 from pipeline.stream.plan import Plan
-from pipeline.stream.read import Reader
-from pipeline.stream.views import DeviceViews, RandomCrops
-from pipeline.train.checkpoints import save_checkpoint
-from pipeline.train.loop import LogRow, TrainState, train
-from pipeline.train.metrics import MetricsWriter
+from pipeline.stream.read import Columns, Reader
+from pipeline.stream.views import DeviceViews
+from pipeline.train.alarm import Alarm
+from pipeline.train.attempts import Attempt, Skips, note_failure, read_failure, stop_requested
+from pipeline.train.checkpoints import Checkpoint, CheckpointFailed, CheckpointWriter, Saved, Superseded
+from pipeline.train.loop import TrainState, train
+from pipeline.train.meter import LogRow, NotFinite
+from pipeline.train.record import Recorder, append_event, fingerprint
+from ssl_models.collectives import mean_over_ranks
 from ssl_models.objectives import build_objective
+
+MAX_SKIPS = 5  # times that a run goes back before a value that is not finite is its own fault
 
 
 def open_stream(experiment: Experiment, store: Store) -> Stream:
     """The training stream of an experiment: the train split, and only captioned samples where text is read."""
-    selection = store.select("train", with_blocked=True)
+    selection, weights = store.select("train", with_blocked=True), store.weights("train")
     if experiment.needs_text:
-        selection = captioned(store, selection)
-    seed = experiment.training.seed
+        kept = captioned(store, selection)
+        weights = None if weights is None else weights[np.searchsorted(selection, kept)]
+        selection = kept
+    seed, data = experiment.training.seed, experiment.data
     plan = Plan(
-        shards=store.column("shard").to_numpy()[selection],
-        batch_size=experiment.data.batch_size,
-        lanes=experiment.data.lanes,
+        samples=len(selection),
+        batch_size=data.batch_size,
+        lanes=data.lanes,
         seed=seed,
+        run_length=data.run_length,
+        runs_per_chunk=data.runs_per_chunk,
+        weights=weights,
     )
+    views = experiment.views
     reader = Reader(
-        place=store.place,
-        geometry=RandomCrops(experiment.views, experiment.encoder.image_size, experiment.num_views, seed),
+        geometry=RandomCrops(views, experiment.encoder.image_size, experiment.num_views, seed),
         seed=seed,
         context_length=experiment.context_length,
+        place=store.place,
+        local=RandomCrops(views, views.local_size, views.local_crops, seed, local=True) if views.local_crops else None,
     )
     return Stream(store, replaced_numbers(selection, store.blocked), plan, reader)
 
@@ -48,49 +67,197 @@ def fresh_state(experiment: Experiment, device: torch.device) -> TrainState:
     return TrainState.fresh(objective, experiment.optimizer, experiment.data.batch_size, device)
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a worker group takes the run up: rank 0 looks, all ranks follow."""
+
+    attempt: Attempt
+    checkpoint: Checkpoint | None
+    skips: Skips
+
+    @classmethod
+    def look(cls, run: Run) -> "Start | None":
+        """None: an earlier worker group has said why no restart would help."""
+        if read_failure(run.path):
+            return None
+        return cls(Attempt.claim(run.path), run.newest_checkpoint(), Skips.read(run.path))
+
+
 def train_worker(config: dict[str, Any]) -> None:
-    """The function that Ray Train starts on every worker; `config` holds the run directory and the experiment."""
+    """The function that Ray Train starts on every worker; `config` holds the run directory and the experiment.
+
+    It returns when the run is done, when it was asked to leave, and when no restart would help (`failure.json`); every
+    other error lets Ray start the workers again.
+    """
     import ray.train
     import ray.train.torch
+    from ray.train.collective import broadcast_from_rank_zero
 
+    began = time.time()
     run, experiment = Run(Path(config["run"])), build_experiment(config["experiment"])
     context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+    rank, device = context.get_world_rank(), ray.train.torch.get_device()
     if device.type == "cpu":
         # Ray gives a 1-CPU worker one thread; the workers of a node share all its cores.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    state = fresh_state(experiment, device)
-    checkpoint = run.newest_checkpoint()
-    if checkpoint is not None:
-        checkpoint.restore(state)
-    stream = open_stream(experiment, experiment.data.open())
-    views = DeviceViews(experiment.views, experiment.training.seed)
-    writer = MetricsWriter(run.path, state.step) if rank == 0 else None
+    start = broadcast_from_rank_zero(Start.look(run) if rank == 0 else None)
+    if start is None:
+        return
+    worker = Worker(run, experiment, start, device, rank, context.get_world_size(), began)
+    try:
+        worker.train()
+    except NotFinite as error:  # on all ranks alike: none is left to be restarted
+        worker.note(error)
+    except (ValueError, CheckpointFailed) as error:
+        worker.note(error)
+        raise
 
-    def on_log(row: LogRow) -> None:
-        if writer is not None:
-            writer.write(row)
 
-    def on_checkpoint(state: TrainState) -> None:
-        if rank == 0:
-            save_checkpoint(run.checkpoints, state, experiment.training.keep_checkpoints)
-        ray.train.report({"step": state.step})  # a barrier: no rank runs ahead of a checkpoint
+class Worker:
+    """One rank of one attempt at a run."""
 
-    train(
-        state,
-        stream.distributed(
-            state.step,
-            experiment.total_steps,
-            rank,
-            world_size,
-            cpus=max(1.0, experiment.cluster.data_cpus / world_size),
-        ),
-        training=experiment.training,
-        optimizer=experiment.optimizer,
-        batch_size=experiment.data.batch_size,
-        total_steps=experiment.total_steps,
-        prepare=lambda columns: to_batch(columns, views, device),
-        on_log=on_log,
-        on_checkpoint=on_checkpoint,
-    )
+    def __init__(
+        self,
+        run: Run,
+        experiment: Experiment,
+        start: Start,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+        began: float,
+    ) -> None:
+        self.run, self.experiment, self.device = run, experiment, device
+        self.rank, self.world_size, self.began = rank, world_size, began
+        self.attempt, self.skips = start.attempt, start.skips
+        log = run.path / "logs" / f"hang-{self.attempt.number:03d}-rank{rank}.txt"
+        self.alarm = Alarm(log, experiment.cluster.hang_seconds)
+        self.stream = open_stream(experiment, experiment.data.open())
+        self.views = DeviceViews(experiment.views, experiment.training.seed)
+        self.checkpoint = start.checkpoint
+        self.recorder: Recorder | None = None
+        self.writer: CheckpointWriter | None = None
+
+    def train(self) -> None:
+        """To the end of the run, or until it must leave; goes back and skips batches where the experiment says so.
+
+        Raises:
+            NotFinite: on all ranks, when it was not to be skipped, or has come too often.
+        """
+        while True:
+            try:
+                self.alarm.put_off()
+                self._train(self._restored())
+                return
+            except NotFinite as error:
+                skip = self.experiment.training.on_nonfinite == "skip" and len(self.skips.made) < MAX_SKIPS
+                self._event("nonfinite", step=error.step, values=repr(error.values), ids=error.ids, skipped=skip)
+                if not skip:
+                    raise
+                self._go_back(error.step)
+            finally:
+                self.alarm.cancel()
+                if self.writer is not None:
+                    self.writer.close()
+
+    def note(self, error: Exception) -> None:
+        if self.attempt.is_current:
+            note_failure(self.run.path, error)
+
+    def _restored(self) -> TrainState:
+        restoring = time.perf_counter()
+        state = fresh_state(self.experiment, self.device)
+        if self.checkpoint is not None:
+            self.checkpoint.restore(state)
+        if self.rank == 0:
+            training = self.experiment.training
+            self.recorder = Recorder(self.run.path, self.attempt.number, state.step)
+            self.writer = CheckpointWriter(
+                self.run.checkpoints,
+                keep=training.keep_checkpoints,
+                keep_best=training.keep_best,
+                is_current=lambda: self.attempt.is_current,
+                on_saved=self._saved,
+            )
+        seconds = time.perf_counter() - restoring
+        self._event(
+            "attempt", step=state.step, world_size=self.world_size, began=self.began, restore_seconds=round(seconds, 3)
+        )
+        return state
+
+    def _train(self, state: TrainState) -> None:
+        experiment = self.experiment
+        with closing(self._batches(state.step)) as batches:
+            train(
+                state,
+                batches,
+                training=experiment.training,
+                optimizer=experiment.optimizer,
+                batch_size=experiment.data.batch_size,
+                total_steps=experiment.total_steps,
+                prepare=lambda columns: to_batch(columns, self.views, self.device),
+                account=lambda columns: (
+                    fingerprint(columns["number"], columns["visit"]),
+                    int(columns["retries"].sum()),
+                ),
+                on_step=self._stepped,
+                on_log=self._logged,
+                on_checkpoint=self._save,
+                must_leave=self._must_leave,
+            )
+
+    def _batches(self, step: int) -> Generator[Columns, None, None]:
+        cpus = max(1.0, self.experiment.cluster.data_cpus / self.world_size)
+        for first, stop in self.skips.stretches(step, self.experiment.total_steps):
+            yield from self.stream.distributed(first, stop, self.rank, self.world_size, cpus=cpus)
+
+    def _stepped(self, step: int) -> None:
+        self.alarm.put_off()
+        if self.writer is not None and self.writer.failure is not None:
+            raise self.writer.failure
+
+    def _logged(self, row: LogRow) -> None:
+        if self.recorder is None:
+            return
+        if not self.attempt.is_current:
+            raise Superseded(f"attempt {self.attempt.number} was taken for dead, and another has taken over")
+        self.recorder.write(row)
+
+    def _save(self, state: TrainState, row: LogRow) -> None:
+        if self.writer is not None:
+            self.writer.save(state, score=row.metrics["loss"])
+
+    def _saved(self, saved: Saved) -> None:
+        self._event(
+            "checkpoint", step=saved.step, time=saved.began, blocked_seconds=round(saved.blocked_seconds, 4),
+            seconds=round(saved.seconds, 3), bytes=saved.bytes,
+        )  # fmt: skip
+
+    def _must_leave(self) -> bool:
+        """Whether the command was told to stop, or a node of ours is about to go; all ranks answer alike."""
+        import ray.train
+
+        preempted = ray.train.get_preemption_info()  # a barrier of its own
+        told = torch.tensor(float(self.rank == 0 and stop_requested(self.run.path)), device=self.device)
+        stopping = bool(mean_over_ranks(told) > 0)
+        if stopping:
+            self._event("stopping")
+        elif preempted is not None:
+            self._event("preempted", ranks=preempted.preempted_ranks, deadline_ms=preempted.deadline_ms)
+        return stopping or preempted is not None
+
+    def _go_back(self, bad_step: int) -> None:
+        from ray.train.collective import broadcast_from_rank_zero
+
+        if self.writer is not None:
+            self.writer.close()
+            self.checkpoint = self.run.newest_checkpoint()
+            restored = self.checkpoint.step if self.checkpoint else 0
+            self.skips = self.skips.with_skip(self.run.path, restored, bad_step)
+            self.attempt, self.began = Attempt.claim(self.run.path), time.time()  # its rows replace those since
+        self.checkpoint, self.skips, self.attempt = broadcast_from_rank_zero(
+            (self.checkpoint, self.skips, self.attempt)
+        )
+
+    def _event(self, event: str, **facts: Any) -> None:
+        if self.rank == 0:
+            append_event(self.run.path, event, **{"attempt": self.attempt.number, **facts})

@@ -96,7 +96,7 @@ def _trial(config: dict[str, Any]) -> None:
 
     from pipeline.evaluate.validation import validation_knn
     from pipeline.train.fit import fit
-    from pipeline.train.metrics import read_metrics
+    from pipeline.train.record import read_metrics
 
     experiment = build_experiment(config["experiment"]).override(_plain(config["changes"]))
     run = Run.prepare(trial_run(experiment, Path(config["directory"])), experiment, ["feral", "sweep"])

@@ -21,6 +21,7 @@ class Objective(nn.Module):
 
     Config: ClassVar[type[AnyConfig]]
     num_views: ClassVar[int] = 1
+    takes_local_crops: ClassVar[bool] = False  # smaller views after the first `num_views`, any number of them
     needs_text: ClassVar[bool] = False
     phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer each, stepped in this order
 

@@ -13,7 +13,7 @@ from jobs.pretrain import duration, pretrain_run, progress_line
 from pipeline.ingest.store import Store
 from pipeline.run import Run
 from pipeline.train.checkpoints import save_checkpoint
-from pipeline.train.metrics import read_metrics
+from pipeline.train.record import read_metrics
 from pipeline.train.worker import fresh_state
 from tests.pipeline.stores import tiny_experiment
 from tests.pipeline.test_loop import run as train_here

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import time
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,29 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from pipeline.ingest.blocklist import BlockList, block
 from pipeline.ingest.config import CurateConfig
+from pipeline.ingest.index import mapped_columns
+from pipeline.ingest.mapped import MappedWriter
 from pipeline.ingest.measures import measure
 from pipeline.ingest.refusals import REASONS
 from pipeline.ingest.selection import read_selection
 from pipeline.ingest.store import (
+    CAPTIONS,
     FILES,
+    FILES_SCHEMA,
     INDEX,
     INDEX_SCHEMA,
     MANIFEST,
+    PLACES,
     REFUSED,
     REFUSED_SCHEMA,
     SHARDS,
     Damage,
     Manifest,
+    SealedFile,
     Store,
     file_sha256,
 )
-from pipeline.ingest.write import ShardWriter, write_table
+from pipeline.ingest.write import ShardWriter, sealed_file, write_table
 from pipeline.report import census
 from pipeline.report.data_card import data_card, write_data_card
 from pipeline.report.histograms import BINS, Quantity, drawing, histogram
@@ -122,8 +129,9 @@ def make_store(
             rgb = Image.open(io.BytesIO(raw)).convert("RGB")
             row = {
                 "number": number, "id": hashlib.sha256(raw).hexdigest(), "shard": number if in_place else 0,
-                "offset": offset, "length": len(raw), "width": image.width, "height": image.height,
-                "captions": sample["captions"], "label": sample.get("label", number % 3 - 1),
+                "offset": offset, "length": len(raw), "checksum": zlib.crc32(raw),
+                "width": image.width, "height": image.height, "captions": sample["captions"],
+                "label": sample.get("label", number % 3 - 1),
                 "split": "test" if number % 5 == 4 else "train", "pixels": hashlib.sha256(rgb.tobytes()).hexdigest(),
                 "source": sample.get("source", f"shard.tar#{number:05d}"), "original_width": image.width,
                 "original_height": image.height, "bytes": len(raw), "format": sample.get("format", "JPEG"),
@@ -133,11 +141,12 @@ def make_store(
             blocked += [row["id"]] if sample.get("blocked") else []
             rows.append(row)
         shards.close()
-    index_sha256 = write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), path / INDEX)
+    files = write_index(path, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), in_place)
     refused = [dict(zip(REFUSED_SCHEMA.names, row, strict=True)) for row in refusals]
     write_table(pa.Table.from_pylist(refused, schema=REFUSED_SCHEMA), path / REFUSED)
     if in_place:
-        write_table(pa.table({"path": [f"{i}.jpg" for i in range(len(rows))]}), path / FILES)
+        with MappedWriter(path / FILES, FILES_SCHEMA, path) as paths:
+            paths.add(pa.record_batch({"path": [f"{i}.jpg" for i in range(len(rows))]}))
     inputs = Inputs(block_list=BlockList(frozenset(blocked)))
     selection = select_new(path, policy, inputs)
     counts = dict(selection.dropped)
@@ -149,11 +158,19 @@ def make_store(
         captions_dropped=2, classes=("cat", f'dog"{ATTACK}'), splits=selection.splits, shards=tuple(shards.shards),
         damaged=damaged, config=CurateConfig(in_place=in_place, side=96).model_dump() | {"decoder": {"pillow": "1"}},
         policy=policy.model_dump(mode="json"), inputs=inputs.digests, digest="1" * 64, selection=selection.digest,
-        index_sha256=index_sha256, seconds={"list": 0.0, "read and decode": 2.5, "tasks: decode": 4.0},
+        index_sha256=files[0].sha256, files=files, seconds={"list": 0.0, "read and decode": 2.5, "tasks: decode": 4.0},
         created="2026-01-02T03:04:05+00:00",
     )  # fmt: skip
     (path / MANIFEST).write_text(manifest.model_dump_json())
     return Store(path)
+
+
+def write_index(path: Path, index: pa.Table, in_place: bool) -> tuple[SealedFile, ...]:
+    write_table(index, path / INDEX)
+    with mapped_columns(path, path, in_place=in_place) as mapped:
+        for batch in index.to_batches():
+            mapped(batch)
+    return tuple(sealed_file(path / name) for name in (INDEX, PLACES, CAPTIONS))
 
 
 @pytest.fixture(scope="module")
@@ -519,10 +536,16 @@ def test_a_large_index_takes_seconds(tmp_path: Path) -> None:
     index = small.index.take(pa.array(rows))
     path = tmp_path / "large"
     shutil.copytree(small.path, path)
-    digest = write_table(index, path / INDEX)
+    files = write_index(path, index, in_place=False)
     selection = select_new(path, Policy(near_distance=None), Inputs())
     manifest = small.manifest.model_copy(
-        update={"index_sha256": digest, "admitted": 100_000, "seen": 100_011, "kept": selection.kept}
+        update={
+            "index_sha256": files[0].sha256,
+            "files": files,
+            "admitted": 100_000,
+            "seen": 100_011,
+            "kept": selection.kept,
+        }
     )
     (path / MANIFEST).write_text(manifest.model_dump_json())
     began = time.perf_counter()

@@ -1,6 +1,6 @@
 """The loop: resume equals never having stopped, from the stream's first byte to the last checkpoint; no Ray."""
 
-import json
+import time
 
 import pytest
 import torch
@@ -8,16 +8,17 @@ import torch
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import to_batch
 from pipeline.stream.views import DeviceViews
-from pipeline.train.checkpoints import MARKER, newest_checkpoint, save_checkpoint
+from pipeline.train.checkpoints import newest_checkpoint, save_checkpoint
 from pipeline.train.loop import TrainState, train
-from pipeline.train.metrics import MetricsWriter, follow_metrics, read_metrics
+from pipeline.train.meter import NotFinite
+from pipeline.train.record import fingerprint
 from pipeline.train.worker import fresh_state, open_stream
 from ssl_models.batch import Step
 
 CPU = torch.device("cpu")
 
 
-def run(experiment, state: TrainState, stop: int, rows=None, ids=None, on_checkpoint=lambda state: None):
+def run(experiment, state: TrainState, stop: int, rows=None, ids=None, **hooks):
     """Trains to `stop`, noting losses and sample ids by step."""
     stream = open_stream(experiment, Store(experiment.data.store))
     views = DeviceViews(experiment.views, experiment.training.seed)
@@ -35,8 +36,8 @@ def run(experiment, state: TrainState, stop: int, rows=None, ids=None, on_checkp
         batch_size=experiment.data.batch_size,
         total_steps=experiment.total_steps,
         prepare=prepare,
-        on_log=lambda row: rows.append((row.step, row.metrics["loss"])) if rows is not None else None,
-        on_checkpoint=on_checkpoint,
+        account=lambda columns: (fingerprint(columns["number"], columns["visit"]), 0),
+        **{"on_log": lambda row: rows.append((row.step, row.metrics["loss"])) if rows is not None else None, **hooks},
     )
 
 
@@ -73,90 +74,75 @@ def test_training_learns(small_experiment):
 
 def test_checkpoints_come_when_due_and_at_the_end(small_experiment, tmp_path):
     state = fresh_state(small_experiment, CPU)
-    run(small_experiment, state, 12, on_checkpoint=lambda state: save_checkpoint(tmp_path, state, keep=2))
+    run(small_experiment, state, 12, on_checkpoint=lambda state, row: save_checkpoint(tmp_path, state, keep=2))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000000008", "step_000000012"]
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "delete", "no marker"])
-def test_a_damaged_checkpoint_is_passed_over(small_experiment, tmp_path, damage, capsys):
-    state = fresh_state(small_experiment, CPU)
-    for state.step in (4, 8):
-        save_checkpoint(tmp_path, state, keep=2)
-    victim = tmp_path / "step_000000008" / "objective.safetensors"
-    whole = victim.read_bytes()
-    match damage:
-        case "truncate":
-            victim.write_bytes(whole[:-10])
-        case "empty":
-            victim.write_bytes(b"")
-        case "flip":
-            victim.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        case "delete":
-            victim.unlink()
-        case "no marker":
-            (victim.parent / MARKER).unlink()
-    assert newest_checkpoint(tmp_path).step == 4
-    assert "step_000000008 is damaged" in capsys.readouterr().out
+def poisoned(at: int, experiment):
+    """Batches of which one brings a loss that is not finite."""
+    for number, columns in enumerate(open_stream(experiment, Store(experiment.data.store)).local(0, 12)):
+        batch = to_batch(columns, DeviceViews(experiment.views, 0), CPU)
+        if number == at:
+            batch.views[0][3] = float("nan")
+        yield batch
 
 
-def test_a_half_written_checkpoint_is_never_seen(small_experiment, tmp_path, monkeypatch):
-    state = fresh_state(small_experiment, CPU)
-
-    def crash(*arguments):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("pipeline.train.checkpoints.torch.save", crash)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(tmp_path, state, keep=2)
-    assert newest_checkpoint(tmp_path) is None
+def train_on(batches, experiment, state, **more):
+    train(
+        state, batches, training=experiment.training, optimizer=experiment.optimizer, batch_size=32, total_steps=12,
+        **more,
+    )  # fmt: skip
 
 
-def test_a_checkpoint_of_another_encoder_is_refused(small_experiment, tmp_path):
-    save_checkpoint(tmp_path, fresh_state(small_experiment, CPU), keep=1)
-    other = small_experiment.override({"encoder.arguments.channels": [8, 8, 16, 24]})
-    with pytest.raises(ValueError, match="another objective or encoder"):
-        newest_checkpoint(tmp_path).restore(fresh_state(other, CPU))
+def test_a_value_that_is_not_finite_names_its_step_and_samples(small_experiment):
+    """Also where rows are rarer than steps: the step is the first bad one, not the one of the row."""
+    experiment = small_experiment.override({"training.log_every": 10, "training.checkpoint_every": 10})
+    ids = open_stream(experiment, Store(experiment.data.store)).local(6, 7).__next__()["number"]
+    saved = []
+    with pytest.raises(NotFinite, match=r"step 7: loss is nan.* at learning rate .*; samples \d+.*32 in all") as caught:
+        train_on(poisoned(6, experiment), experiment, fresh_state(experiment, CPU), on_checkpoint=saved.append)
+    assert caught.value.step == 7
+    assert caught.value.ids == ids.tolist()
+    assert not saved
 
 
-def test_a_value_that_is_not_finite_stops_the_run(small_experiment):
-    state = fresh_state(small_experiment, CPU)
-    with torch.no_grad():
-        next(state.objective.projector.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"step 1: \{'loss': nan.*learning rate.*last samples"):
-        run(small_experiment, state, 12)
+def test_weights_that_a_finite_loss_has_poisoned_are_not_saved(small_experiment):
+    state, saved = fresh_state(small_experiment, CPU), []
+
+    def poison(step):
+        if step == 4:  # after its step, before its checkpoint
+            with torch.no_grad():
+                next(state.objective.projector.parameters())[0, 0] = float("inf")
+
+    with pytest.raises(NotFinite, match="step 4: the weights is nan"):
+        run(small_experiment, state, 12, on_step=poison, on_checkpoint=lambda state, row: saved.append(state.step))
+    assert saved == []
 
 
-def test_metrics_of_redone_steps_are_dropped(tmp_path):
-    from pipeline.train.loop import LogRow
+def test_a_request_to_leave_is_met_with_a_checkpoint_at_once(small_experiment):
+    state, saved, asked = fresh_state(small_experiment, CPU), [], []
 
-    def row(step, loss):
-        return LogRow(step, step * 32, 0.1, 100.0, 0.0, 1.0, {"loss": loss})
+    def must_leave():
+        asked.append(state.step)
+        return state.step == 3
 
-    writer = MetricsWriter(tmp_path, restored_step=0)
-    for step in (1, 2, 3):
-        writer.write(row(step, 1.0))
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')  # the process died here
-    writer = MetricsWriter(tmp_path, restored_step=2)
-    writer.write(row(3, 2.0))
-    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]
-    assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    run(small_experiment, state, 12, must_leave=must_leave, on_checkpoint=lambda state, row: saved.append(row.step))
+    assert asked == [1, 2, 3]
+    assert saved == [3]
+    assert state.step == 3
 
 
-def test_a_follower_sees_each_row_once_and_survives_a_restart(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    new_rows = follow_metrics(tmp_path)
-    seen = [next(new_rows)]
-    for text in ('{"step": 1}\n{"step": 2}\n{"st', 'ep": 3}\n', ""):
-        with path.open("a") as file:
-            file.write(text)
-        seen.append(next(new_rows))
-    path.write_text('{"step": 1}\n')  # resumed after step 1
-    seen.append(next(new_rows))
-    with path.open("a") as file:
-        file.write('{"step": 2}\n')
-    seen.append(next(new_rows))
-    assert [[row["step"] for row in rows] for rows in seen] == [[], [1, 2], [3], [], [], [2]]
+def test_rows_carry_what_goodput_and_comparisons_need(small_experiment):
+    rows = []
+    begun = time.time()
+    run(small_experiment, fresh_state(small_experiment, CPU), 12, on_log=rows.append)
+    assert [row.step for row in rows] == list(range(1, 13))
+    for before, row in zip([None, *rows], rows, strict=False):
+        assert (before.ended if before else begun) - 1e-3 <= row.began <= row.ended
+        assert 0 <= row.data_wait_seconds <= row.ended - row.began + 1e-3
+    stream = open_stream(small_experiment, Store(small_experiment.data.store))
+    expected = [fingerprint(columns["number"], columns["visit"]) for columns in stream.local(0, 12)]
+    assert [row.samples for row in rows] == expected
 
 
 def test_mask_and_views_of_a_step_survive_a_restart(small_experiment):

@@ -38,11 +38,11 @@ from tests.pipeline.stores import curate_here
 ATTACK = "<script>alert(1)</script>"
 CLASSES = ("cat", 'dog"<i>')
 COMMAND = ["feral", "pretrain", "small", "data.store=a store/it's", "--run", "runs/<b>"]
-ALWAYS = ["headline", "scores", "curves", "views", "neighbours", "data", "reproduce"]
+ALWAYS = ["headline", "scores", "curves", "time", "views", "neighbours", "data", "reproduce"]
 SECTIONS = {
     "simclr": ALWAYS,
-    "mae": [*ALWAYS[:5], "reconstructions", *ALWAYS[5:]],
-    "clip": [*ALWAYS[:5], "captions", *ALWAYS[5:]],
+    "mae": [*ALWAYS[:6], "reconstructions", *ALWAYS[6:]],
+    "clip": [*ALWAYS[:6], "captions", *ALWAYS[6:]],
 }
 RESNET = {"name": "resnet18", "arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}}
 VIT = {"name": "vit_tiny_patch16_224", "patch_size": 8, "arguments": {"depth": 1, "embed_dim": 48, "num_heads": 3}}
@@ -80,12 +80,33 @@ def experiment_of(name: str, store: Store) -> Experiment:
     )
 
 
-def metrics(steps: int, attempt: float = 1e9) -> list[dict[str, float]]:
+BEGIN = 1_790_000_000  # Unix seconds
+
+
+def metrics(steps: int, attempt: int = 1, restored: int = 0, begin: float = BEGIN + 10) -> list[dict[str, float]]:
+    """A row a step of two seconds, from the restored one to `steps`."""
     return [
         {"step": step, "images_seen": 8 * step, "loss": 5 - step / 10, "scale": 14.0, "learning_rate": 0.1 / step,
-         "images_per_second": 100.0, "data_wait_ratio": 0.01, "seconds": 2.0 * step, "time": attempt + 2 * step}
-        for step in range(1, steps + 1)
+         "images_per_second": 100.0, "data_wait_ratio": 0.01, "data_wait_seconds": 0.02, "samples": 2**40,
+         "seconds": 2.0 * (step - restored), "began": begin + 2 * (step - restored - 1),
+         "time": begin + 2 * (step - restored), "attempt": attempt, "restored_step": restored}
+        for step in range(restored + 1, steps + 1)
     ]  # fmt: skip
+
+
+def event(name: str, seconds: float, **facts: Any) -> dict[str, Any]:
+    return {"event": name, "time": BEGIN + seconds, **facts}
+
+
+UNDISTURBED = [
+    event("command", 0, pid=1), event("fit", 1), event("attempt", 9, attempt=1, step=0, world_size=2, began=BEGIN + 8),
+    event("checkpoint", 30, attempt=1, step=10, blocked_seconds=1), event("fit_ended", 32), event("evaluate", 32),
+    event("evaluated", 40), event("end", 40, code=0),
+]  # fmt: skip
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def score(trained: float, random: float, pixels: float, name: str = "knn_top1", count: int = 1000) -> Score:
@@ -112,7 +133,8 @@ def make_run(path: Path, experiment: Experiment, store: Store) -> Run:
     state = fresh_state(experiment, torch.device("cpu"))
     state.step = experiment.total_steps
     save_checkpoint(run.checkpoints, state, keep=1)
-    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics(10)))
+    write_lines(run.path / "metrics.jsonl", metrics(10))
+    write_lines(run.path / "events.jsonl", UNDISTURBED)
     run.evaluation_file.write_text(evaluation_of(store, score(0.62, 0.48, 0.53)).model_dump_json())
     return run
 
@@ -162,7 +184,8 @@ def test_the_page_has_all_sections_of_its_objective_in_order(run: Run) -> None:
     assert page.tags.count("figure") == curves + views + near + rebuilt
     for words in ("k-NN 62.0 %: 14.0 points above the random encoder, 9.0 above raw pixels.", "a protocol",
                   "zero_shot_top1: for a reason", "waiting for data", "refused: format_forbidden",
-                  "data.batch_size", "finished"):  # fmt: skip
+                  "data.batch_size", "finished", "without interruption",
+                  "of 40 s went into steps that count"):  # fmt: skip
         assert words in page.text
 
 
@@ -273,6 +296,42 @@ def test_a_run_that_has_just_begun_has_a_report(store: Store, tmp_path: Path) ->
     assert 'class="dot"' in text
 
 
+def test_a_page_tells_where_the_time_went_and_how_each_attempt_ended(store: Store, tmp_path: Path) -> None:
+    """A worker lost after step 7; the checkpoint of step 4; a command killed in between, and given again later."""
+    run = make_run(tmp_path / "run", experiment_of("simclr", store), store)
+    write_lines(run.path / "metrics.jsonl", [
+        *metrics(7), *metrics(8, attempt=2, restored=4, begin=BEGIN + 40),
+        *metrics(10, attempt=4, restored=8, begin=BEGIN + 120),
+    ])  # fmt: skip
+    write_lines(run.path / "events.jsonl", [
+        *UNDISTURBED[:3], event("checkpoint", 18, attempt=1, step=4, blocked_seconds=0),
+        event("attempt", 38, attempt=2, step=4, world_size=1, began=BEGIN + 36),
+        event("checkpoint", 48, attempt=2, step=8, blocked_seconds=2), event("command", 90, pid=2),
+        event("attempt", 100, attempt=3, step=8, world_size=2), event("attempt", 115, attempt=4, step=8, world_size=2),
+        event("fit_ended", 126), event("evaluate", 126), event("evaluated", 130),
+    ])  # fmt: skip
+    page = Page(write_report(run).read_text())
+    spent = {"step": 19.8, "data wait": 0.2, "checkpoint": 2.0, "evaluation": 4, "lost work": 6 + 12 + 15, "idle": 40}
+    spent["start-up"] = 130 - sum(spent.values())
+    table = re.findall(r"</i>([a-z -]+)</td><td>([0-9.]+) s</td><td>([^<]+)</td>", page.text)
+    assert {name: float(seconds) for name, seconds, _ in table} == pytest.approx(spent, abs=0.5)
+    assert sum(float(share.removeprefix("&lt; ").removesuffix(" %")) for *_, share in table) == pytest.approx(
+        100, abs=3
+    )
+    assert 'class="spent" role="img" aria-label="step 15 %, data wait &lt; 1 %, ' in page.text
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in page.text.split('"attempts"')[1].split("<tr>")[2:6]]
+    assert rows == [
+        ["1", "8.0 s", "2", "0", "7", "workers or their node were lost", "3", "–"],
+        ["2", "36 s", "1", "4", "8", "the command was killed", "–", "16 s"],
+        ["3", "1 min 40 s", "2", "8", "8", "workers or their node were lost", "–", "–"],
+        ["4", "1 min 55 s", "2", "8", "10", "finished", "–", "32 s"],
+    ]
+    for words in ("4 attempts at the run, by 2 commands", "with 3 restarts", "A dashed line stands"):
+        assert words in page.text
+    (run.path / "events.jsonl").unlink()
+    assert "Not shown: the run has no events.jsonl" in write_report(run).read_text()
+
+
 def test_scores_of_an_older_step_are_said_to_be_so(store: Store, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", experiment_of("simclr", store), store)
     run.evaluation_file.write_text(evaluation_of(store, step=4).model_dump_json())
@@ -332,7 +391,7 @@ def test_the_interval_ends_where_the_share_is_just_plausible(share: float, count
 
 
 def test_curves_keep_every_metric_mark_restarts_and_average_long_runs() -> None:
-    curves = draw_curves([*metrics(4), *metrics(8, attempt=2e9)[4:]])
+    curves = draw_curves([*metrics(4), *metrics(8, attempt=2, restored=4)])
     assert [curve.title for curve in curves] == [
         "loss", "learning rate", "images per second", "waiting for data", "scale",
     ]  # fmt: skip

@@ -1,16 +1,26 @@
 """The stream: what reaches a worker is what the plan says, through Ray Data as in this process."""
 
+import errno
+import os
+import random
 import time
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline.ingest import fetch
+from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
 from pipeline.select.policy import PRESETS, Inputs
 from pipeline.select.selecting import Stages, select
 from pipeline.stream import batches
+from pipeline.stream.batches import captioned, to_batch
+from pipeline.stream.crops import CenterCrop, RandomCrops
+from pipeline.stream.read import Reader
+from pipeline.stream.views import DeviceViews
 from pipeline.train.worker import open_stream
-from tests.pipeline.stores import tiny_experiment
+from tests.pipeline.stores import curate_here, tiny_experiment, write_dump
 
 
 def equal(one, other):
@@ -57,15 +67,78 @@ def test_captions_are_chosen_by_epoch_and_tokenised(small_store, small_experimen
     assert (first["tokens"][:, 0] == 49406).all()
 
 
-def test_a_shard_that_changed_after_sealing_is_named(small_experiment, small_store, tmp_path):
-    import shutil
+def test_local_crops_are_cut_from_the_same_images(small_experiment, small_store):
+    geometry = RandomCrops(small_experiment.views, 16, 2, seed=0)
+    local = RandomCrops(small_experiment.views, 8, 3, seed=0, local=True)
+    reader, plain = Reader(geometry, local=local), Reader(geometry)
+    numbers, epochs = np.arange(20), np.arange(20) % 2
+    columns = reader.read(reader.references(small_store, numbers, epochs))
+    assert columns["local_crops"].shape == (20, 3, 8, 8, 3)
+    assert reader.sample_bytes == columns["crops"][0].nbytes + columns["local_crops"][0].nbytes
+    equal(
+        plain.read(plain.references(small_store, numbers, epochs)),
+        {k: v for k, v in columns.items() if "local" not in k},
+    )
+    alone = Reader(local).read(plain.references(small_store, numbers, epochs))
+    assert np.array_equal(alone["crops"], columns["local_crops"])
+    views = DeviceViews(small_experiment.views, seed=0, plain=True)
+    one_epoch = {name: value[epochs == 0] for name, value in columns.items()}
+    batch = to_batch(one_epoch, views, torch.device("cpu"))
+    assert [view.shape[-1] for view in batch.views] == [16, 16, 8, 8, 8]
 
-    copy = shutil.copytree(small_store.path, tmp_path / "copy")
-    shard = next(iter(sorted((copy / "shards").iterdir())))
-    shard.write_bytes(bytes(shard.stat().st_size))
-    experiment = small_experiment.override({"data.store": str(copy)})
-    with pytest.raises(ValueError, match=r"sample \d+ of the sealed store is damaged: .*00000"):
-        list(open_stream(experiment, Store(copy)).local(0, 7))
+
+def test_how_samples_are_packed_changes_no_batch(tmp_path):
+    """One giant shard, tiny ones, one a sample: fewer shards than workers, or far more."""
+    dump, read = write_dump(tmp_path / "dump", 36), []
+    for samples_per_shard in (36, 7, 1):
+        store = curate_here(dump, tmp_path / f"{samples_per_shard}", CurateConfig(samples_per_shard=samples_per_shard))
+        assert len(store.manifest.shards) == -(-36 // samples_per_shard)
+        experiment = tiny_experiment(store.path).override({"data.batch_size": 8})
+        read.append(list(open_stream(experiment, store).local(0, 9, 1, 4)))
+    for batches_ in zip(*read, strict=True):
+        for other in batches_[1:]:
+            equal(batches_[0], other)
+
+
+def test_storage_that_fails_now_and_then_gives_the_same_columns_and_is_counted(
+    small_experiment, small_store, monkeypatch
+):
+    monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(fetch, "TRIES", 12)
+    stream = open_stream(small_experiment, small_store)
+    whole = list(stream.local(0, 4))
+    pread, chance, failed = os.pread, random.Random(0), [0]
+
+    def flaky(fd, length, offset):
+        if chance.random() < 0.3:
+            failed[0] += 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return pread(fd, length // 2 + 1 if chance.random() < 0.3 else length, offset)
+
+    monkeypatch.setattr(os, "pread", flaky)
+    again = list(stream.local(0, 4))
+    assert sum(columns.pop("retries").sum() for columns in again) == failed[0] > 5
+    for one, other in zip(whole, again, strict=True):
+        assert other.keys() == one.keys() - {"retries"}
+        equal({name: one[name] for name in other}, other)
+
+
+def test_only_what_is_referred_to_is_read(small_store):
+    """The index stays on disk: neither its columns nor all captions are loaded to refer to samples."""
+    store = Store(small_store.path)
+    reader = Reader(CenterCrop(16), context_length=8)
+    references = reader.references(store, np.array([5, 299, 5]), np.zeros(3, np.int64))
+    assert store._loaded == {}
+    captions = small_store.column("captions")
+    assert references["captions"].to_pylist() == [captions[number].as_py() for number in (5, 299, 5)]
+    assert np.array_equal(captioned(store, np.arange(300)), np.arange(300))
+
+
+@pytest.mark.parametrize(("geometry", "length"), [((224, 1), 222), ((224, 10), 22), ((16, 2), 256), ((4000, 10), 1)])
+def test_tasks_are_as_long_as_their_crops_allow(geometry, length):
+    reader = Reader(CenterCrop(*geometry))
+    assert batches._task_samples(reader.sample_bytes) == length
+    assert batches._read_ahead(reader.sample_bytes, 256, 64) >= 3 * 64 * length * reader.sample_bytes
 
 
 @pytest.mark.cluster
@@ -87,7 +160,7 @@ def test_ray_data_keeps_the_order(small_experiment, small_store, ray_local, monk
 def test_a_consumer_that_is_busy_elsewhere_is_left_alone(small_experiment, small_store, ray_local, monkeypatch):
     """Ray Data's scheduling loop runs in the training process: when it is far enough ahead it must sleep."""
     monkeypatch.setattr(batches, "TASK_SAMPLES", 32)
-    monkeypatch.setattr(batches, "READ_AHEAD_BYTES", 2**24)
+    monkeypatch.setattr(batches, "READ_AHEAD_BYTES", 2**22)
     stream = open_stream(small_experiment, small_store)
     iterator = stream.distributed(0, 3000, cpus=2)
     next(iterator)

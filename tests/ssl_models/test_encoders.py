@@ -83,3 +83,16 @@ def test_text_is_read_at_its_end_token():
 def test_what_cannot_be_built_is_refused_in_words(config, says):
     with pytest.raises(ValueError, match=says):
         ImageEncoder(config)
+
+
+def test_plain_attention_of_the_text_tower_is_the_fused():
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextConfig(width=32, layers=2, heads=2, context_length=8), dim=8).double()
+    tokens = torch.randint(1, 49000, (4, 8))
+    gradients = []
+    for tower in (encoder, encoder.model):
+        encoder.zero_grad()
+        features = tower(tokens)
+        features.square().sum().backward()
+        gradients.append((features.detach(), [parameter.grad for parameter in encoder.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-12, rtol=1e-10)

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pickle
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,13 +20,13 @@ import pytest
 import requests
 from moto.server import ThreadedMotoServer
 
-from pipeline.ingest import task
+from pipeline.ingest import fetch, places, task
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.places import place_of
 from pipeline.ingest.samples import Broken, Sample
 from pipeline.ingest.sources import Plan, list_source, read
+from pipeline.stream.crops import CenterCrop
 from pipeline.stream.read import Reader
-from pipeline.stream.views import CenterCrop
 from tests.pipeline.stores import curate_here
 
 pytestmark = pytest.mark.s3
@@ -235,8 +236,52 @@ def test_a_bucket_is_curated_and_an_index_in_place_streams_from_it(
     reader = Reader(CenterCrop(16), place=placed.place)
     assert reader.read(reader.references(placed, np.arange(9), np.zeros(9, np.int64)))["crops"].shape[0] == 9
     bucket.put_object(Bucket="dumps", Key="dump/a/3.jpg", Body=picture(77))
-    with pytest.raises(ValueError, match=r"a/3\.jpg at byte 0: other bytes than those that were curated"):
+    with pytest.raises(ValueError, match=r"a/3\.jpg at byte 0: its bytes are not those that were sealed; restore"):
         reader.read(reader.references(placed, np.array([3]), np.zeros(1, np.int64)))
+
+
+def test_a_task_reads_few_ranges_of_a_bucket_which_fails_now_and_then(
+    bucket: Any, tmp_path: Path, tar: Callable[..., bytes], picture: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Neighbours in one request, nothing read that is not needed, and every failed request sent again."""
+    monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(fetch, "TRIES", 12)
+    for name in "ab":
+        pictures = {f"{seed}.jpg": picture(seed, (200, 200)) for seed in range(ord(name), ord(name) + 12)}
+        far = {"z.bin": os.urandom(5_000_000), "z.jpg": picture(ord(name) + 50)}
+        bucket.put_object(Bucket="dumps", Key=f"dump/{name}.tar", Body=tar(pictures | far))
+    store = curate_here("s3://dumps/dump", tmp_path / "store", CurateConfig(in_place=True))
+    reader = Reader(CenterCrop(16), place=store.place)
+    references = reader.references(store, np.random.default_rng(0).permutation(26), np.zeros(26, np.int64))
+    asked: list[int] = []
+    read_at, chance = places._Remote.read_at, random.Random(1)
+
+    def counted(self: Any, offset: int, length: int) -> bytes:
+        asked.append(length)
+        return read_at(self, offset, length)
+
+    def flaky(self: Any, offset: int, length: int) -> bytes:
+        if chance.random() < 0.3:
+            raise ConnectionError("503 Slow Down")
+        return read_at(self, offset, length if chance.random() < 0.7 else length // 2 + 1)
+
+    monkeypatch.setattr(places._Remote, "read_at", counted)
+    whole = reader.read(references)
+    assert len(asked) == 4  # twelve neighbours, and one that lies far behind them, of each tar
+    assert sum(asked) < 1_500_000
+    monkeypatch.setattr(places._Remote, "read_at", flaky)
+    reads = [reader.read(references) for _ in range(6)]
+    assert sum(columns.pop("retries").sum() for columns in reads) > 0
+    for columns in reads:
+        assert all(np.array_equal(whole[name], values) for name, values in columns.items())
+
+    def down(self: Any, offset: int, length: int) -> bytes:
+        raise ConnectionError("503 Slow Down")
+
+    monkeypatch.setattr(places._Remote, "read_at", down)
+    with pytest.raises(ConnectionError, match=r"[ab]\.tar cannot be read: 503 Slow Down; tried 12 times"):
+        reader.read(references)
 
 
 def test_storage_that_fails_now_and_then_costs_no_sample(

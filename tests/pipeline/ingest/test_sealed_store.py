@@ -89,7 +89,7 @@ def test_what_was_not_kept_is_counted_and_listed(source: Path, picture: Make, wr
     }  # fmt: skip
     sources = store.index["source"].to_pylist()
     decisions = {sources[row]: value for row, value in enumerate(read_decisions(store, "default").to_pylist())}
-    assert decisions["dog/copy.jpg"] == {"reason": "dup_exact", "because": sources.index("cat/0.jpg")}
+    assert decisions["dog/copy.jpg"] == {"reason": "dup_exact", "because": sources.index("cat/0.jpg"), "weight": None}
     assert sum(value["reason"] is None for value in decisions.values()) == store.manifest.kept == 10
 
 
@@ -244,12 +244,18 @@ def test_damage_to_a_store_is_refused_with_the_way_out(source: Path) -> None:
     with pytest.raises(ValueError, match="ends before sample 0"):
         store.read(0)
 
-    index, manifest = store.path / "index.parquet", store.path / "manifest.json"
-    index.write_bytes(index.read_bytes().replace(b"dog", b"cat", 1))
-    with pytest.raises(ValueError, match=r"index\.parquet is missing or not the one that was sealed"):
-        Store(store.path)
+    manifest = store.path / "manifest.json"
+    for name in ("index.parquet", "places.arrow", "captions.arrow"):
+        whole = (store.path / name).read_bytes()
+        (store.path / name).write_bytes(whole[:-1])
+        with pytest.raises(ValueError, match=rf"{name} is not the one that was sealed.*it had {len(whole):,} bytes"):
+            Store(store.path)
+        (store.path / name).unlink()
+        with pytest.raises(ValueError, match=f"{name} is missing.*--overwrite"):
+            Store(store.path)
+        (store.path / name).write_bytes(whole)
     for change, message in (
-        ({"format": 1}, "store format 1 is unknown.*curate the source again"),
+        ({"format": 2}, "store format 2 is unknown.*curate the source again"),
         ({"more": 1}, "more: Extra inputs"),
     ):
         manifest.write_text(json.dumps(store.manifest.model_dump() | change))

@@ -94,9 +94,9 @@ def test_a_duplicate_only_goes_for_one_that_passed_the_other_stages() -> None:
     on_its_way = funnel(small, large, large)
     apply(policy, Inputs(), on_its_way)
     assert on_its_way.decisions.to_pylist() == [
-        {"reason": "side_under_min", "because": None},
-        {"reason": None, "because": None},
-        {"reason": "dup_exact", "because": 1},
+        {"reason": "side_under_min", "because": None, "weight": None},
+        {"reason": None, "because": None, "weight": None},
+        {"reason": "dup_exact", "because": 1, "weight": None},
     ]
 
 

@@ -59,7 +59,7 @@ def test_a_selection_never_changes(store: Store) -> None:
         select(store, "mine", NONE, Inputs(), Stages())
     with pytest.raises(ValueError, match="no name for a selection"):
         select(store, "../mine", NONE, Inputs(), Stages())
-    path = store.path / "selections/mine/decisions.parquet"
+    path = store.path / "selections/mine/train.npy"
     path.write_bytes(path.read_bytes()[:-9] + b"x" + path.read_bytes()[-8:])
     with pytest.raises(ValueError, match="changed after it was written"):
         Store(store.path, "mine").select("train")
