@@ -71,7 +71,7 @@ def main(
     """
     works = [LETTERS[letter] for letter in dict.fromkeys(work)]
     chosen = [(name, decoding, one) for one in works for name, decoding in _loaders(one, loaders)]
-    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench", ignore_cleanup_errors=True) as folder:
         written = write_data(Path(folder), images, side, source, cpus)
         if written.images < 2 * batch:
             raise ValueError(
@@ -126,11 +126,14 @@ def _measure(case: Case, folder: Path, when: str, found: list[Measured], failed:
     answer, log = folder / "answer.json", folder / "log"
     answer.unlink(missing_ok=True)
     asked = json.dumps(asdict(replace(case, began=time.time())))
+    environment = dict(os.environ) | {"TMPDIR": str(folder)}  # Ray's, too: it goes with the folder
+    if case.loader == ALL_CPU:
+        environment |= KEEP_FREED_MEMORY  # as a training worker has it
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.stream_case", asked, str(answer)],
             cwd=ROOT, stdout=file, stderr=file, start_new_session=True,
-            env=dict(os.environ) | (KEEP_FREED_MEMORY if case.loader == ALL_CPU else {}),  # as a training worker has it
+            env=environment,
         )  # fmt: skip
         try:
             process.wait(case.seconds * 3 + PATIENCE)
