@@ -19,7 +19,8 @@ from pipeline.stream.views import DeviceViews
 from ssl_models.batch import Batch
 from ssl_models.config import Config
 
-TASK_SAMPLES, TASK_BYTES = 256, 2**25  # of a data task, at most: long enough to hide its start, short for a first batch
+BLOCK_SAMPLES, BLOCK_BYTES = 256, 2**25  # that a data task hands over at once, at most: few, for an early first batch
+TASK_BLOCKS = 8  # that it makes one after another: Ray's loop is slow to start tasks; 1 was 2.2 times slower
 READ_AHEAD_BYTES = 2**26  # of crops waiting for a worker, at least; see `_read_ahead`
 MAX_EPOCHS = 2**24  # of a run; the copies of a sample in an epoch are visits of their own
 SEGMENT_SAMPLES = 2**20  # one Ray Data execution: bounds the memory for references
@@ -115,19 +116,18 @@ def read_with_ray(
     yield from data.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
 
 
-def _task_samples(sample_bytes: int) -> int:
-    """Samples of one data task; the more bytes a sample has, the fewer."""
-    return max(1, min(TASK_SAMPLES, TASK_BYTES // sample_bytes))
+def _block_samples(sample_bytes: int) -> int:
+    """The more bytes a sample has, the fewer make a block."""
+    return max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // sample_bytes))
 
 
 def _read_ahead(sample_bytes: int, batch_size: int, cpus: float) -> int:
     """Bytes of crops that may be in the object store: what tasks make, what waits, and what is being put in batches.
 
-    Ray counts the output of running tasks, too. With 12 CPUs, a limit of 1 task's bytes a CPU made them half as fast,
-    of ½ a tenth; from 3 on nothing was gained. More would only take memory, and CPU from early steps.
+    Ray counts the output of running tasks, too; with less than half of this, CPUs wait for leave to start a task.
     """
-    task_bytes = _task_samples(sample_bytes) * sample_bytes
-    return max(READ_AHEAD_BYTES, 3 * (ceil(cpus) + 1) * task_bytes, 4 * batch_size * sample_bytes)
+    task_bytes = TASK_BLOCKS * _block_samples(sample_bytes) * sample_bytes
+    return max(READ_AHEAD_BYTES, (ceil(cpus) + 1) * task_bytes, 4 * batch_size * sample_bytes)
 
 
 def reading_dataset(reader: Reader, references: pa.Table):
@@ -138,17 +138,20 @@ def reading_dataset(reader: Reader, references: pa.Table):
     import ray
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its notes would tear a progress line
-    length = _task_samples(reader.sample_bytes)
-    tasks = ceil(len(references) / length)
+    length = _block_samples(reader.sample_bytes)
+    tasks = ceil(len(references) / (length * TASK_BLOCKS))
     table = ray.put(references)
 
     def read(batch: Columns) -> Iterator[Columns]:
         torch.set_num_threads(1)  # one task, one core
         shared = ray.get(table)  # mapped from the object store, not copied
         for task in batch["id"]:
-            yield reader.read(shared.slice(int(task) * length, length))
+            first = int(task) * TASK_BLOCKS * length
+            for start in range(first, min(first + TASK_BLOCKS * length, len(shared)), length):
+                yield reader.read(shared.slice(start, length))
 
     data = ray.data.range(tasks, override_num_blocks=tasks)
+    data.context.target_max_block_size = length * reader.sample_bytes  # else Ray packs what a task yields
     data.context.execution_options.preserve_order = True
     data.context.execution_options.verbose_progress = False
     data.context.enable_progress_bars = False

@@ -131,7 +131,7 @@ def _experiment(request: Request, store: Path) -> dict:
     }
 
 
-IN_PLACE, ALL_CPU, NO_RAY = "feral in place", "feral, colour on the CPU", "feral without Ray, 1 process"
+IN_PLACE, ALL_CPU, NO_RAY = "feral in place", "feral with colour on the CPU", "feral without Ray (1 process)"
 OURS: dict[str, Callable[[Request], Iterator[Loaded]]] = {
     "feral": feral,
     IN_PLACE: lambda request: feral(request, INDEX),

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.experiment import build_experiment
 from pipeline.train.fit import fit
-from pipeline.train.record import read_all_metrics, read_events
+from pipeline.train.record import read_all_metrics
 from tests.faults.injected import begun, struck_by
 
 SECONDS_A_STEP = 0.5
@@ -29,31 +29,27 @@ def main(path: str, experiment_json: str) -> None:
     experiment = build_experiment(json.loads(experiment_json))
     run = begun(Path(path), experiment)
 
-    def come_and_go() -> None:
-        wait_for(run.path, 6)
-        drain(cluster, nodes[1], seconds=60)  # longer than the workers need to leave
-        wait_for_attempt(run.path, 2)
-        cluster.remove_node(nodes[1], allow_graceful=False)
-        wait_for_row(run.path, 2)
-        new = cluster.add_node(num_cpus=1, resources={"train": 1}, **memory)
-        wait_for_attempt(run.path, 3)
-        wait_for_row(run.path, 3)
-        cluster.remove_node(new, allow_graceful=False)  # without notice
+    def train() -> None:
+        with struck_by(seconds_a_step=SECONDS_A_STEP):
+            fit(experiment, run, tell=lambda line: print(line, flush=True))
 
-    threading.Thread(target=come_and_go, daemon=True).start()
-    with struck_by(seconds_a_step=SECONDS_A_STEP):
-        fit(experiment, run, tell=lambda line: print(line, flush=True))
+    training = threading.Thread(target=train)  # Ray starts nodes in the main thread only
+    training.start()
+    wait_for(run.path, 6)
+    drain(cluster, nodes[1], seconds=15)  # longer than the workers need to leave
+    time.sleep(15)
+    cluster.remove_node(nodes[1], allow_graceful=False)
+    wait_for_row(run.path, 2)
+    new = cluster.add_node(num_cpus=1, resources={"train": 1}, **memory)
+    wait_for_row(run.path, 3)
+    cluster.remove_node(new, allow_graceful=False)  # without notice
+    training.join()
     ray.shutdown()
     cluster.shutdown()
 
 
 def wait_for(path: Path, step: int) -> None:
     while not any(row["step"] >= step for row in read_all_metrics(path)):
-        time.sleep(0.1)
-
-
-def wait_for_attempt(path: Path, attempt: int) -> None:
-    while not any(event.get("attempt") == attempt for event in read_events(path)):
         time.sleep(0.1)
 
 

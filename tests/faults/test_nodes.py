@@ -23,7 +23,7 @@ def test_nodes_come_and_go(small_store, tmp_path):
             "cluster.min_workers": 1,
             "cluster.worker_resources": {"train": 1},
             "cluster.resize_seconds": 5,
-            "training.images_seen": 32 * 200,
+            "training.images_seen": 32 * 120,
             "optimizer.learning_rate": 1e-4,  # a higher one magnifies the rounding of other worlds
         }
     )

@@ -137,14 +137,14 @@ def test_only_what_is_referred_to_is_read(small_store):
 @pytest.mark.parametrize(("geometry", "length"), [((224, 1), 222), ((224, 10), 22), ((16, 2), 256), ((4000, 10), 1)])
 def test_tasks_are_as_long_as_their_crops_allow(geometry, length):
     reader = Reader(CenterCrop(*geometry))
-    assert batches._task_samples(reader.sample_bytes) == length
+    assert batches._block_samples(reader.sample_bytes) == length
     assert batches._read_ahead(reader.sample_bytes, 256, 64) >= 3 * 64 * length * reader.sample_bytes
 
 
 @pytest.mark.cluster
 def test_ray_data_keeps_the_order(small_experiment, small_store, ray_local, monkeypatch):
     """Several tasks and segments, an epoch's end, a start in mid-epoch, and two ranks."""
-    monkeypatch.setattr(batches, "TASK_SAMPLES", 10)
+    monkeypatch.setattr(batches, "BLOCK_SAMPLES", 10)
     monkeypatch.setattr(batches, "SEGMENT_SAMPLES", 160)
     stream = open_stream(small_experiment, small_store)
     for rank, world_size in ((0, 1), (1, 2)):
@@ -159,7 +159,7 @@ def test_ray_data_keeps_the_order(small_experiment, small_store, ray_local, monk
 @pytest.mark.slow
 def test_a_consumer_that_is_busy_elsewhere_is_left_alone(small_experiment, small_store, ray_local, monkeypatch):
     """Ray Data's scheduling loop runs in the training process: when it is far enough ahead it must sleep."""
-    monkeypatch.setattr(batches, "TASK_SAMPLES", 32)
+    monkeypatch.setattr(batches, "BLOCK_SAMPLES", 32)
     monkeypatch.setattr(batches, "READ_AHEAD_BYTES", 2**22)
     stream = open_stream(small_experiment, small_store)
     iterator = stream.distributed(0, 3000, cpus=2)
