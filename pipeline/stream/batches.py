@@ -139,16 +139,17 @@ def reading_dataset(reader: Reader, references: pa.Table):
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its notes would tear a progress line
     length = _block_samples(reader.sample_bytes)
-    tasks = ceil(len(references) / (length * TASK_BLOCKS))
+    blocks = ceil(len(references) / length)
+    per_task = max(1, min(TASK_BLOCKS, blocks // 64))  # of few samples, every CPU is to have a part
+    tasks = ceil(blocks / per_task)
     table = ray.put(references)
 
     def read(batch: Columns) -> Iterator[Columns]:
         torch.set_num_threads(1)  # one task, one core
         shared = ray.get(table)  # mapped from the object store, not copied
         for task in batch["id"]:
-            first = int(task) * TASK_BLOCKS * length
-            for start in range(first, min(first + TASK_BLOCKS * length, len(shared)), length):
-                yield reader.read(shared.slice(start, length))
+            for block in range(int(task) * per_task, min((int(task) + 1) * per_task, blocks)):
+                yield reader.read(shared.slice(block * length, length))
 
     data = ray.data.range(tasks, override_num_blocks=tasks)
     data.context.target_max_block_size = length * reader.sample_bytes  # else Ray packs what a task yields

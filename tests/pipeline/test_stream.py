@@ -142,9 +142,10 @@ def test_tasks_are_as_long_as_their_crops_allow(geometry, length):
 
 
 @pytest.mark.cluster
-def test_ray_data_keeps_the_order(small_experiment, small_store, ray_local, monkeypatch):
+@pytest.mark.parametrize("block_samples", [10, 1])  # a block a task; several
+def test_ray_data_keeps_the_order(small_experiment, small_store, ray_local, monkeypatch, block_samples):
     """Several tasks and segments, an epoch's end, a start in mid-epoch, and two ranks."""
-    monkeypatch.setattr(batches, "BLOCK_SAMPLES", 10)
+    monkeypatch.setattr(batches, "BLOCK_SAMPLES", block_samples)
     monkeypatch.setattr(batches, "SEGMENT_SAMPLES", 160)
     stream = open_stream(small_experiment, small_store)
     for rank, world_size in ((0, 1), (1, 2)):

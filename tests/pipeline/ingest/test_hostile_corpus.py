@@ -294,7 +294,7 @@ def test_h14_a_report_decodes_pictures_of_an_index_in_place_as_foreign_bytes(tmp
     assert shown.size == (20, 40)
     assert shown.getpixel((10, 5))[2] > 200  # blue is on top, upright
     turned.save(tmp_path / "source" / "a.jpg")
-    with pytest.raises(ValueError, match="sample 0 is damaged: a.jpg at byte 0: the file ends"):
+    with pytest.raises(ValueError, match=r"sample 0 is damaged: a\.jpg at byte 0: the file ends"):
         stored(store, 0)
 
 
