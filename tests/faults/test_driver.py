@@ -50,7 +50,7 @@ def finished(process: "subprocess.Popen[str]", code: int = 0) -> str:
 
 def test_a_killed_command_given_again_loses_and_repeats_no_step(experiment, tmp_path):
     """Also after the newest checkpoint was cut short and Ray's own state destroyed; and never two at once."""
-    path = tmp_path / "run"
+    path, experiment = tmp_path / "run", experiment.override({"training.images_seen": 32 * 60})
     first = command(path, experiment, seconds_a_step=0.5)
     try:
         wait_for_step(path, 9, first)
@@ -59,14 +59,15 @@ def test_a_killed_command_given_again_loses_and_repeats_no_step(experiment, tmp_
     finally:
         first.kill()
         first.communicate()
-    newest = path / "checkpoints" / "step_000000008"
-    weights = newest / "objective.safetensors"
+    newest = Run.open(path).newest_checkpoint()
+    assert newest is not None
+    weights = newest.path / "objective.safetensors"
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size // 2)
     shutil.rmtree(next((path / "ray").iterdir()))
     output = finished(command(path, experiment))
-    assert "step_000000008 is damaged and passed over" in output
-    assert "resuming after step 4" in output
+    assert f"{newest.path.name} is damaged and passed over" in output
+    assert f"resuming after step {newest.step - 4}" in output
     run = Run.open(path)
     assert_equal_to_undisturbed(run, undisturbed(experiment))
     assert run.evaluation is not None
