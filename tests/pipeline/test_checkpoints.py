@@ -26,7 +26,6 @@ from pipeline.train.checkpoints import (
     CheckpointWriter,
     Damaged,
     Superseded,
-    best_checkpoint,
     checkpoints,
     commit,
     newest_checkpoint,
@@ -642,16 +641,6 @@ def test_the_newest_and_the_best_stay(tmp_path, keep, keep_best, higher, expecte
     scores = [5.0, 1.0, 2.0, 9.0, 3.0, None]
     write(tmp_path, 1, 2, 3, 4, 5, 6, scores=scores, keep=keep, keep_best=keep_best, higher_is_better=higher).close()
     assert [c.step for c in checkpoints(tmp_path)] == expected
-    if keep_best:
-        assert best_checkpoint(tmp_path, higher_is_better=higher).step == (4 if higher else 2)
-
-
-def test_the_best_that_is_damaged_gives_way_to_the_next(tmp_path):
-    write(tmp_path, 1, 2, 3, scores=[2.0, 1.0, 2.0]).close()
-    assert best_checkpoint(tmp_path, higher_is_better=False).step == 2
-    _flip(tmp_path / "step_000000002" / FILES[0])
-    assert best_checkpoint(tmp_path, higher_is_better=False).step == 3  # the newer of equals
-    assert best_checkpoint(tmp_path / "nowhere", higher_is_better=False) is None
 
 
 def test_damaged_checkpoints_do_not_count_among_those_kept(tmp_path):

@@ -7,7 +7,7 @@ RUN/checkpoints/step_000000200/objective.safetensors   the objective's state_dic
 ```
 """
 
-from pipeline.train.checkpoints.checkpoint import Checkpoint, best_checkpoint, checkpoints, newest_checkpoint
+from pipeline.train.checkpoints.checkpoint import Checkpoint, checkpoints, newest_checkpoint
 from pipeline.train.checkpoints.commit import MARKER, Commit, Damaged
 from pipeline.train.checkpoints.saving import CheckpointFailed, CheckpointWriter, Saved
 from pipeline.train.checkpoints.writing import Superseded, save_checkpoint
@@ -21,7 +21,6 @@ __all__ = [
     "Damaged",
     "Saved",
     "Superseded",
-    "best_checkpoint",
     "checkpoints",
     "newest_checkpoint",
     "save_checkpoint",

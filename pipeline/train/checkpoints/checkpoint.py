@@ -119,16 +119,6 @@ def checkpoints(directory: Path) -> list[Checkpoint]:
     return found
 
 
-def best_checkpoint(directory: Path, *, higher_is_better: bool) -> Checkpoint | None:
-    """The whole checkpoint of the best score, the newer of equals; None if none has a score."""
-    for found in by_score(checkpoints(directory), higher_is_better):
-        try:
-            return Checkpoint.read(found.path)
-        except (Damaged, OSError):
-            continue
-    return None
-
-
 def by_score(found: list[Checkpoint], higher_is_better: bool) -> list[Checkpoint]:
     """Those with a score, best first, the newer of equals first."""
     sign = -1 if higher_is_better else 1
