@@ -55,6 +55,7 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
     if not experiment.data.store:
         raise ValueError("data.store is not set: make one with `feral curate SOURCE --to STORE`, then data.store=STORE")
     store = experiment.data.open()
+    experiment = experiment.fitted(store)
     experiment.check(store)
     check_files(store)
     with locked(path.absolute(), "the run"):

@@ -47,6 +47,7 @@ def sweep(
     if not experiment.data.store:
         raise ValueError("data.store is not set: make one with `feral curate SOURCE --to STORE`, then data.store=STORE")
     store = experiment.data.open()
+    experiment = experiment.fitted(store)
     labelled(store)
     for combination in space.combinations():
         experiment.override(combination).check(store)

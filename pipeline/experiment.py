@@ -14,7 +14,7 @@ from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.protocol import EvaluationConfig
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import DataConfig
-from pipeline.stream.views import ViewsConfig
+from pipeline.stream.views import DeviceViews, ViewsConfig
 from pipeline.train.loop import TrainingConfig
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
@@ -94,6 +94,11 @@ class Experiment(Config):
         content = self.model_dump(mode="json", exclude={"cluster"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def device_views(self, seed: int | None = None, *, plain: bool = False) -> DeviceViews:
+        """What makes views of crops: with the run's seed, and the normalisation of its encoder."""
+        seed = self.training.seed if seed is None else seed
+        return DeviceViews(self.views, seed, plain, self.encoder.mean, self.encoder.std)
+
     def check_model(self) -> None:
         """Builds the model on the meta device, which takes no memory: its ValueErrors come before anything starts."""
         with torch.device("meta"):
@@ -112,11 +117,29 @@ class Experiment(Config):
                 f"objective {self.objective.name!r} needs captions, but no image of {self.data.store} has one: curate "
                 "a source with captions, or choose an objective without text"
             )
+        slots, admitted = getattr(self.objective, "num_samples", None), store.manifest.admitted
+        if slots is not None and slots < admitted:
+            raise ValueError(
+                f"objective.num_samples={slots} is less than the {admitted} samples of {self.data.store}: leave "
+                "it out, and it comes from the store"
+            )
+        if getattr(self.objective, "num_classes", None) == 0:
+            raise ValueError(
+                f"objective {self.objective.name!r} learns from labels, but no image of {self.data.store} has one: "
+                "curate class folders, or choose an objective without labels"
+            )
         if train < self.data.batch_size:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} exceeds the {train} training images of {self.data.store}: "
                 "lower data.batch_size (and data.lanes), or curate more images"
             )
+
+    def fitted(self, store: Store) -> "Experiment":
+        """With what the objective wants to know of the data, and a recipe leaves open, filled in from the store."""
+        found = {"num_samples": store.manifest.admitted, "num_classes": len(store.manifest.classes)}
+        objective = self.objective
+        open_ones = [name for name in found if getattr(objective, name, 0) is None]
+        return self.override({f"objective.{name}": found[name] for name in open_ones}) if open_ones else self
 
     def override(self, changes: Mapping[str, Any]) -> "Experiment":
         """A new experiment with dotted keys replaced: {"objective.temperature": 0.2}.

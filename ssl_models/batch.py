@@ -1,5 +1,6 @@
 """What one training step consumes, and the random numbers that belong to a sample rather than to a process."""
 
+import math
 import zlib
 from dataclasses import dataclass, replace
 
@@ -63,6 +64,18 @@ def uniform(seed: int, step: int | Tensor, ids: Tensor, count: int, purpose: str
     counter = torch.arange(1, count + 1, dtype=torch.int64, device=ids.device)
     bits = _mix(key[:, None] + counter * _GOLDEN)  # (B, count)
     return _shift(bits, 11).double() * _LOW_53_BITS
+
+
+def normal(seed: int, step: int | Tensor, ids: Tensor, count: int, purpose: str) -> Tensor:
+    """Normal numbers (B, count) float32 that are a function of (seed, step, sample id, purpose) alone.
+
+    Each number of `uniform` gives two: its high 26 bits the radius and its low 27 the angle of Box and Muller (1958).
+    """
+    draws = uniform(seed, step, ids, (count + 1) // 2, purpose).mul_(2.0**26)
+    high = draws.floor()
+    angle = draws.sub_(high).mul_(2 * math.pi).float()
+    radius = high.add_(0.5).mul_(2.0**-26).float().log_().mul_(-2).sqrt_()
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 
 
 # 64-bit constants of SplitMix64, written as the signed integers that torch stores.

@@ -4,11 +4,15 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ssl_models.config import Config
+
+Channels = tuple[float, float, float]
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 
 class EncoderConfig(Config):
@@ -23,6 +27,15 @@ class EncoderConfig(Config):
     patch_size: int | None = Field(None, ge=1, description="side of a ViT's patch in pixels; None: the model's own")
     pool: Literal["auto", "mean"] = Field("auto", description="auto: the model's own; mean: average of patch tokens")
     arguments: dict[str, Any] = Field(default_factory=dict, description="passed to timm.create_model")
+    mean: Channels = Field(IMAGENET_MEAN, description="of red, green, blue in [0, 1]: subtracted from what it sees")
+    std: Channels = Field(IMAGENET_STD, description="of red, green, blue: what it sees is divided by it")
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: Channels) -> Channels:
+        if min(std) <= 0:
+            raise ValueError("each must be above 0")
+        return std
 
 
 class ImageEncoder(nn.Module):
@@ -53,12 +66,40 @@ class ImageEncoder(nn.Module):
         if self.mean_pool and not is_vit:
             raise ValueError(f"encoder.pool=mean needs a ViT, {config.name!r} is none: leave encoder.pool=auto")
         _set_stem(self.model, config)
+        self.mean, self.std = config.mean, config.std
         self.dim: int = self.model.num_features
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.mean_pool:
             return self.model(images)
         return self.model.forward_features(images)[:, self.model.num_prefix_tokens :].mean(1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The feature map before pooling: (B, 3, H, W) → (B, dim, h, w); of a ViT the patch tokens in their places.
+
+        Raises:
+            ValueError: the model keeps no map.
+        """
+        found = self.model.forward_features(images)
+        if found.ndim == 3:  # (B, prefix + h · w, dim)
+            embed = self.model.patch_embed
+            rows, columns = (side // patch for side, patch in zip(images.shape[2:], embed.patch_size, strict=True))
+            return found[:, self.model.num_prefix_tokens :].mT.unflatten(2, (rows, columns))
+        if found.ndim == 4:
+            return found if found.shape[1] == self.dim else found.permute(0, 3, 1, 2)  # Swin's channels are last
+        raise ValueError(f"encoder {type(self.model).__name__} has no feature map: choose a ResNet or a ViT")
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the encoder sees → values in [0, 1] again: (B, 3, H, W)."""
+        return images * self._channels(self.std, images) + self._channels(self.mean, images)
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """The inverse of `pixels`."""
+        return (pixels - self._channels(self.mean, pixels)) / self._channels(self.std, pixels)
+
+    @staticmethod
+    def _channels(values: Channels, like: Tensor) -> Tensor:
+        return like.new_tensor(values).view(1, 3, 1, 1)
 
     def visible_tokens(self, images: Tensor, keep: Tensor) -> Tensor:
         """Encodes only the patches in `keep` (B, K): (B, prefix + K, dim), class token first.

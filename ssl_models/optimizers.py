@@ -10,17 +10,27 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ssl_models.config import Config
+from ssl_models.curves import curve
+
+_NO_DECAY = ("cls_token", "mask_token", "positional_embedding")
 
 
 class OptimizerConfig(Config):
     name: Literal["sgd", "adamw", "lars"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0, description="at a global batch of 256; scaled linearly with the batch")
     weight_decay: float = Field(1e-4, ge=0, description="not on biases, norms and other parameters below two dims")
+    final_weight_decay: float | None = Field(None, ge=0, description="at the end of the run, by a cosine; None: as is")
+    decay_all: bool = Field(False, description="weight decay (and LARS adaptation) on biases and norms, too")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd (Nesterov) and lars")
     betas: tuple[float, float] = Field((0.9, 0.95), description="of adamw")
+    trust: float = Field(0.001, gt=0, description="of lars: a layer's step over the norm of its weights")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the run with linearly rising rate")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after warm-up: to zero, or flat")
-    clip_gradient: float | None = Field(None, gt=0, description="bound of the gradient's global norm")
+    warmup_images: int | None = Field(None, ge=0, description="images instead of a share: for runs without end")
+    schedule: Literal["cosine", "constant", "inverse_sqrt"] = Field(
+        "cosine", description="after warm-up: to zero, flat, or by one over the square root of the images seen"
+    )
+    clip_gradient: float | None = Field(None, gt=0, description="bound of the gradient's norm")
+    clip: Literal["all", "each"] = Field("all", description="the norm of all parameters together, or of each tensor")
 
 
 def scaled_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
@@ -28,28 +38,42 @@ def scaled_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
     return config.learning_rate * batch_size / 256
 
 
-def learning_rate_factor(config: OptimizerConfig, progress: float) -> float:
-    """The curve: a factor in [0, 1] of the scaled rate, for progress in [0, 1)."""
-    if progress < config.warmup:
-        return progress / config.warmup
+def learning_rate_factor(config: OptimizerConfig, images: float, total_images: float | None) -> float:
+    """The curve: a factor in [0, 1] of the scaled rate, after so many images of a run of `total_images` (None: no end).
+
+    Raises:
+        ValueError: the curve needs an end, or a warm-up in images, and there is none.
+    """
+    warmup = config.warmup_images if config.warmup_images is not None else config.warmup * (total_images or 0)
+    if images < warmup:
+        return images / warmup
     if config.schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup)))
+    if config.schedule == "inverse_sqrt":
+        if warmup == 0:
+            raise ValueError("optimizer.schedule=inverse_sqrt falls from the end of the warm-up: set warmup_images")
+        return math.sqrt(warmup / images)
+    if total_images is None:
+        raise ValueError("optimizer.schedule=cosine needs the length of the run: use constant or inverse_sqrt")
+    return 0.5 * (1 + math.cos(math.pi * (images - warmup) / (total_images - warmup)))
 
 
 def build_optimizer(
-    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, batch_size: int
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimizerConfig,
+    batch_size: int,
+    constant_rate: tuple[str, ...] = (),
 ) -> Optimizer:
-    """An optimizer with two groups: weights decay; biases, norms, scales and tokens do not."""
-    named = list(parameters)
-    plain = [p for name, p in named if p.ndim < 2 or name.endswith(("cls_token", "mask_token", "positional_embedding"))]
-    chosen = {id(parameter) for parameter in plain}
-    weights = [p for _, p in named if id(p) not in chosen]
+    """An optimizer whose groups differ in two things: weights decay, while biases, norms, scales and tokens do not (but
+    with `decay_all`); and parameters whose names start with one of `constant_rate` keep the scaled rate all along."""
+    members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        decays = config.decay_all or not (parameter.ndim < 2 or name.endswith(_NO_DECAY))
+        members.setdefault((decays, name.startswith(constant_rate)), []).append(parameter)
     groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": group, "weight_decay": config.weight_decay if decays else 0.0, "constant_rate": constant}
+        for (decays, constant), group in sorted(members.items(), reverse=True)
     ]
-    groups = [group for group in groups if group["params"]]
     rate = scaled_learning_rate(config, batch_size)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=True)
@@ -57,9 +81,31 @@ def build_optimizer(
         return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0)
     from timm.optim import Lars
 
-    return Lars(groups, lr=rate, momentum=config.momentum, trust_coeff=0.001)
+    return Lars(groups, lr=rate, momentum=config.momentum, trust_coeff=config.trust)
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+def set_hyperparameters(
+    optimizer: Optimizer, config: OptimizerConfig, batch_size: int, step: int, total_steps: int | None
+) -> float:
+    """Gives each group its learning rate and weight decay for a step, and returns the rate of the curve."""
+    images, total = (step + 0.5) * batch_size, None if total_steps is None else total_steps * batch_size
+    full = scaled_learning_rate(config, batch_size)
+    rate = full * learning_rate_factor(config, images, total)
+    progress = None if total_steps is None else step / total_steps
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = full if group["constant_rate"] else rate
+        if group["weight_decay"] > 0 and config.final_weight_decay is not None:
+            group["weight_decay"] = curve(config.weight_decay, config.final_weight_decay, progress)
+    return rate
+
+
+def clip_gradients(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.Tensor | None:
+    """Scales gradients down to the bound, all together or (DINO's way) each tensor alone. Returns the norm of all."""
+    if config.clip_gradient is None:
+        return None
+    if config.clip == "all":
+        return nn.utils.clip_grad_norm_(parameters, config.clip_gradient)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    torch._foreach_mul_(gradients, [(config.clip_gradient / (norm + 1e-6)).clamp(max=1) for norm in norms])
+    return torch.stack(norms).norm()

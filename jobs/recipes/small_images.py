@@ -1,5 +1,6 @@
 """Recipes for small images, which a workstation without GPU can train."""
 
+from jobs.recipes.sizes import small
 from pipeline.experiment import Experiment
 from pipeline.stream.batches import DataConfig
 from pipeline.stream.views import ViewsConfig
@@ -40,20 +41,7 @@ def simclr_32px() -> Experiment:
     Cost: 26 minutes on 2 loaded CPU cores.
     Command: feral pretrain simclr_32px data.store=STORE
     """
-    return Experiment(
-        data=DataConfig(batch_size=256),
-        views=ViewsConfig(crop_scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1)),
-        encoder=EncoderConfig(
-            name="resnet18",
-            image_size=32,
-            stem="small_stride2",
-            # Residual branches that start at zero (timm's default) barely learn within a few passes.
-            arguments={"channels": [32, 64, 128, 256], "zero_init_last": False},
-        ),
-        objective=SimCLR.Config(temperature=0.2, projector_dims=(512, 128)),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.4, weight_decay=5e-4, warmup=0.05),
-        training=TrainingConfig(images_seen=400_000),
-    )
+    return small(SimCLR.Config(temperature=0.2, projector_dims=(512, 128)))
 
 
 def mae_64px() -> Experiment:

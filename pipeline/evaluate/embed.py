@@ -14,7 +14,6 @@ from pipeline.ingest.store import Store
 from pipeline.stream.batches import reading_dataset, to_batch
 from pipeline.stream.crops import CenterCrop
 from pipeline.stream.read import Columns, Reader
-from pipeline.stream.views import DeviceViews
 from pipeline.train.checkpoints import Checkpoint
 from ssl_models.objectives import Objective, build_objective
 from ssl_models.objectives.image_text import ImageTextObjective
@@ -48,7 +47,7 @@ class Embedder:
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = build_experiment(experiment)
-        self.views = DeviceViews(config.views, seed=0, plain=True)
+        self.views = config.device_views(plain=True)
         pair = load_pair(config, checkpoint)
         self.objectives = {name: pair[name].to(self.device) for name in names}
 

@@ -81,7 +81,7 @@ def training_views(experiment: Experiment, store: Store, samples: int = 6) -> li
     rows, epochs = (column.ravel() for column in stream.plan.rank_rows(0, 1, rank=0, world_size=1))
     chosen = spread(np.arange(len(rows)), samples)
     columns = stream.reader.read(stream.reader.references(store, stream.selection[rows[chosen]], epochs[chosen]))
-    device_views = DeviceViews(experiment.views, experiment.training.seed)
+    device_views = experiment.device_views()
     views = [_pictures(device_views, view) for view in to_batch(columns, device_views, CPU).views]
     captions = [""] * len(chosen)
     if experiment.context_length is not None:
@@ -189,7 +189,7 @@ def _plain_batch(experiment: Experiment, store: Store, numbers: np.ndarray) -> t
     """Centre crops as evaluation sees them."""
     reader = Reader(CenterCrop(experiment.encoder.image_size), place=store.place)
     columns = reader.read(reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64)))
-    views = DeviceViews(experiment.views, seed=0, plain=True)
+    views = experiment.device_views(plain=True)
     torch.set_num_threads(min(4, os.cpu_count() or 1))  # the reader left it at one
     return views, to_batch(columns, views, CPU)
 

@@ -13,9 +13,10 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from pipeline.stream import colour
-from ssl_models.batch import uniform
+from ssl_models import pixels
+from ssl_models.batch import normal, uniform
 from ssl_models.config import Config
+from ssl_models.encoders import IMAGENET_MEAN, IMAGENET_STD, Channels
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 PerView = Probability | Annotated[tuple[Probability, ...], Field(min_length=1)]  # the last one repeats
@@ -29,10 +30,10 @@ DRAWS = (
     "cutout", "top", "left",
 )  # fmt: skip
 JITTER: dict[str, tuple[Operation, float]] = {  # with the amount that changes nothing
-    "brightness": (colour.adjust_brightness, 1),
-    "contrast": (colour.adjust_contrast, 1),
-    "saturation": (colour.adjust_saturation, 1),
-    "hue": (colour.adjust_hue, 0),
+    "brightness": (pixels.adjust_brightness, 1),
+    "contrast": (pixels.adjust_contrast, 1),
+    "saturation": (pixels.adjust_saturation, 1),
+    "hue": (pixels.adjust_hue, 0),
 }
 
 
@@ -64,8 +65,6 @@ class ViewsConfig(Config):
     noise_sigma: float = Field(0.1, ge=0, le=1, description="its standard deviation; black is 0, white 1")
     cutout: PerView = Field(0.0, description="probability of hiding a square in the mean colour")
     cutout_size: float = Field(0.5, gt=0, le=1, description="share of the side that is hidden")
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @field_validator(
         "flip", "rotate", "jitter_probability", "grayscale", "blur", "solarize", "sobel", "noise", "cutout"
@@ -86,14 +85,13 @@ class ViewsConfig(Config):
                 raise ValueError(f"views.{name}={getattr(self, name)} must be 0 < low <= high")
         if min(self.jitter) < 0 or max(self.jitter[:3]) > 1 or self.jitter[3] > 0.5:
             raise ValueError(f"views.jitter={self.jitter} must be in [0, 1], and hue in [0, 0.5]")
-        if min(self.std) <= 0:
-            raise ValueError(f"views.std={self.std} must be above 0")
         return self
 
 
 @dataclass(frozen=True)
 class DeviceViews:
-    """Turns uint8 crops into what the encoder sees. The operations are in colour.py, their order in ViewsConfig.
+    """Turns uint8 crops into what the encoder sees. The operations are those of ssl_models/pixels.py, in
+    the order of ViewsConfig.
 
     Their parameters are those of torchvision's RandomHorizontalFlip, ColorJitter (its four operations in a random order
     for each view), RandomGrayscale, GaussianBlur and RandomSolarize, one a sample.
@@ -102,6 +100,8 @@ class DeviceViews:
     config: ViewsConfig
     seed: int
     plain: bool = False  # only normalise: evaluation
+    mean: Channels = IMAGENET_MEAN  # of the pixels that the encoder was made for
+    std: Channels = IMAGENET_STD
 
     def __call__(self, crops: Tensor, ids: Tensor, visits: int | Tensor, first_view: int = 0) -> tuple[Tensor, ...]:
         """(B, V, S, S, 3) uint8 → V tensors (B, 3, S, S) float32, normalised, channels last in memory.
@@ -120,8 +120,8 @@ class DeviceViews:
         step = _at_a_time(3 * size**2) if device.type == "cpu" else batch
         views = torch.empty(batch, 3, size, size, device=device, memory_format=torch.channels_last)
         with torch.inference_mode():  # less to do for each of many small operations; `views` is a usual tensor
-            mean, std = _channels(self.config.mean, device), _channels(self.config.std, device)
-            distort = _Distortion(self.config, self.seed, visits, ids, view, size, device)
+            mean, std = _channels(self.mean, device), _channels(self.std, device)
+            distort = _Distortion(self, visits, ids, view, size, device)
             for first in range(0, batch, step):
                 some = slice(first, first + step)
                 images = torch.empty(len(ids[some]), 3, size, size, device=device)
@@ -133,7 +133,7 @@ class DeviceViews:
 
     def denormalize(self, images: Tensor) -> Tensor:
         """For people to look at: (B, 3, S, S) normalised → values in [0, 1]."""
-        mean, std = (_channels(values, images.device) for values in (self.config.mean, self.config.std))
+        mean, std = (_channels(values, images.device) for values in (self.mean, self.std))
         return (images * std + mean).clamp(0, 1)
 
 
@@ -141,9 +141,10 @@ class _Distortion:
     """One view of one batch: who takes which operation is decided on the CPU, how much of it lies on the device."""
 
     def __init__(
-        self, config: ViewsConfig, seed: int, visits: Tensor, ids: Tensor, view: int, size: int, device: torch.device
+        self, views: DeviceViews, visits: Tensor, ids: Tensor, view: int, size: int, device: torch.device
     ) -> None:
-        self._config, self._seed, self._view = config, seed, view
+        config, seed = views.config, views.seed
+        self._config, self._seed, self._view, self._fill = config, seed, view, views.mean
         self._hidden = max(1, round(config.cutout_size * size))  # pixels a side of the square of cutout
         draws = uniform(seed, visits, ids, len(DRAWS), f"colour{view}")  # (B, draws)
         self._draws = dict(zip(DRAWS, draws.T.tolist(), strict=True))
@@ -163,19 +164,19 @@ class _Distortion:
             return self._below(operation, getattr(self._config, operation), first, len(images))
 
         on = partial(self._on, first=first)
-        images = on(images, rows("flip"), colour.flip)
+        images = on(images, rows("flip"), pixels.flip)
         rotated = rows("rotate")
         for quarters in (1, 2, 3):
             turned = [row for row in rotated if int(1 + 3 * self._draws["angle"][first + row]) == quarters]
-            images = on(images, turned, partial(colour.rotate, quarters=quarters))
+            images = on(images, turned, partial(pixels.rotate, quarters=quarters))
         images = self._jitter(images, first)
-        images = on(images, rows("grayscale"), colour.grayscale)
-        images = on(images, rows("blur"), colour.gaussian_blur, "sigma")
-        images = on(images, rows("solarize"), colour.solarize)
-        images = on(images, rows("sobel"), colour.sobel)
+        images = on(images, rows("grayscale"), pixels.grayscale)
+        images = on(images, rows("blur"), pixels.gaussian_blur, "sigma")
+        images = on(images, rows("solarize"), pixels.solarize)
+        images = on(images, rows("sobel"), pixels.sobel)
         if self._config.noise_sigma:
             images = on(images, rows("noise"), self._noisy, "id", "visit")
-        square = partial(colour.cutout, side=self._hidden, fill=self._config.mean)
+        square = partial(pixels.cutout, side=self._hidden, fill=self._fill)
         return on(images, rows("cutout"), square, "top", "left")
 
     def _jitter(self, images: Tensor, first: int) -> Tensor:
@@ -193,8 +194,8 @@ class _Distortion:
         return images
 
     def _noisy(self, images: Tensor, ids: Tensor, visits: Tensor) -> Tensor:
-        noise = colour.normal(self._seed, visits, ids, images[0].numel(), f"noise{self._view}")
-        return colour.add_noise(images, noise.view_as(images) * self._config.noise_sigma)
+        noise = normal(self._seed, visits, ids, images[0].numel(), f"noise{self._view}")
+        return pixels.add_noise(images, noise.view_as(images) * self._config.noise_sigma)
 
     def _below(self, name: str, probability: float | tuple[float, ...], first: int, count: int) -> list[int]:
         """Which of the samples from `first` on drew less than the probability that this view has."""
@@ -224,5 +225,5 @@ def between(draws: Tensor, low: float, high: float) -> Tensor:
     return low + draws * (high - low)
 
 
-def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+def _channels(values: Channels, device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(1, 3, 1, 1)

@@ -19,9 +19,8 @@ from ssl_models.objectives import Objective
 from ssl_models.optimizers import (
     OptimizerConfig,
     build_optimizer,
-    learning_rate_factor,
-    scaled_learning_rate,
-    set_learning_rate,
+    clip_gradients,
+    set_hyperparameters,
 )
 
 Raw = TypeVar("Raw")
@@ -59,7 +58,8 @@ class TrainState:
                 if hasattr(module, "fused_attn"):  # timm's: plain attention is a third faster on CPU at short lengths
                     module.fused_attn = False  # type: ignore[assignment]
         optimizers = {
-            phase: build_optimizer(objective.trainable(phase), config, batch_size) for phase in objective.phases
+            phase: build_optimizer(objective.trainable(phase), config, batch_size, objective.constant_rate)
+            for phase in objective.phases
         }
         return cls(objective, optimizers)
 
@@ -95,7 +95,7 @@ def train(
     """
     objective = state.objective
     device = next(objective.parameters()).device
-    model = DistributedDataParallel(objective) if world_size() > 1 else objective
+    model = parallel(objective) if world_size() > 1 else objective
     model.train()
     weights = list(objective.parameters())
     meter = Meter(batch_size, state.step)
@@ -125,6 +125,11 @@ def train(
             meter.restart(state.step)
 
 
+def parallel(objective: Objective) -> DistributedDataParallel:
+    """All buffers are equal on all ranks by construction, so none is sent. A phase uses a part of the parameters."""
+    return DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=len(objective.phases) > 1)
+
+
 def _step(
     model: nn.Module,
     state: TrainState,
@@ -136,23 +141,21 @@ def _step(
     device: torch.device,
 ) -> tuple[dict[str, Tensor], float]:
     progress = None if total_steps is None else state.step / total_steps
-    rate = scaled_learning_rate(optimizer, batch_size) * (
-        1.0 if progress is None else learning_rate_factor(optimizer, (state.step + 0.5) / (total_steps or 1))
-    )
     logged: dict[str, Tensor] = {}
+    rate = 0.0
     for phase, phase_optimizer in state.optimizers.items():
         step = Step(state.step, progress, training.seed, phase)
         half = torch.autocast(device.type, torch.bfloat16) if training.precision == "bf16" else nullcontext()
         with half:
             values = model(batch, step)
-        for group in phase_optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        moved = [parameter for group in phase_optimizer.param_groups for parameter in group["params"]]
+        for parameter in moved:
+            parameter.grad = None
         values["loss"].backward()
-        if optimizer.clip_gradient is not None:
-            parameters = [p for group in phase_optimizer.param_groups for p in group["params"]]
-            values["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, optimizer.clip_gradient)
-        set_learning_rate(phase_optimizer, rate)
+        norm = clip_gradients(moved, optimizer)
+        if norm is not None:
+            values["gradient_norm"] = norm
+        rate = set_hyperparameters(phase_optimizer, optimizer, batch_size, state.step, total_steps)
         phase_optimizer.step()
         prefix = "" if len(state.optimizers) == 1 else f"{phase}/"
         logged |= {prefix + name: value.detach() for name, value in values.items()}

@@ -19,7 +19,6 @@ from pipeline.stream.batches import Stream, captioned, to_batch
 from pipeline.stream.crops import RandomCrops
 from pipeline.stream.plan import Plan
 from pipeline.stream.read import Columns, Reader
-from pipeline.stream.views import DeviceViews
 from pipeline.train.alarm import Alarm
 from pipeline.train.attempts import Attempt, Skips, note_failure, read_failure, stop_requested
 from pipeline.train.checkpoints import Checkpoint, CheckpointFailed, CheckpointWriter, Saved, Superseded
@@ -132,7 +131,7 @@ class Worker:
         log = run.path / "logs" / f"hang-{self.attempt.number:03d}-rank{rank}.txt"
         self.alarm = Alarm(log, experiment.cluster.hang_seconds)
         self.stream = open_stream(experiment, experiment.data.open())
-        self.views = DeviceViews(experiment.views, experiment.training.seed)
+        self.views = experiment.device_views()
         self.checkpoint = start.checkpoint
         self.recorder: Recorder | None = None
         self.writer: CheckpointWriter | None = None

@@ -1,4 +1,6 @@
-"""The table of objectives: one line a method."""
+"""The table of objectives: one line a method, family by family."""
+
+from typing import TYPE_CHECKING, Any, Union
 
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives.contrastive import SimCLR
@@ -7,12 +9,18 @@ from ssl_models.objectives.masked import MAE
 from ssl_models.objectives.objective import Objective
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    # contrastive
     "simclr": SimCLR,
+    # masked
     "mae": MAE,
+    # image_text
     "clip": CLIP,
 }
 
-ObjectiveConfig = SimCLR.Config | MAE.Config | CLIP.Config
+if TYPE_CHECKING:
+    ObjectiveConfig = Any
+else:
+    ObjectiveConfig = Union[tuple(objective.Config for objective in OBJECTIVES.values())]  # noqa: UP007
 
 
 def build_objective(config: ObjectiveConfig, encoder: EncoderConfig) -> Objective:

@@ -16,6 +16,10 @@ class Objective(nn.Module):
     the whole state. Random draws come from `uniform(step.seed, step.number, batch.ids, …)`, so that k ranks compute
     what one rank would. An objective never sees an optimizer, a file, an epoch or Ray.
 
+    What belongs to the data comes through fields of its Config that are None in a recipe and filled from the store:
+    `num_samples` (sample ids are below it: for a bank with a slot a sample) and `num_classes`. Where nobody has filled
+    them in, a model is only built to be looked at.
+
     A new method is a subclass with a nested `Config` (its `name` a Literal), and one line in the table.
     """
 
@@ -24,6 +28,7 @@ class Objective(nn.Module):
     takes_local_crops: ClassVar[bool] = False  # smaller views after the first `num_views`, any number of them
     needs_text: ClassVar[bool] = False
     phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer each, stepped in this order
+    constant_rate: ClassVar[tuple[str, ...]] = ()  # parameters, by the start of their names, whose rate has no curve
 
     encoder: ImageEncoder
 
@@ -40,7 +45,8 @@ class Objective(nn.Module):
         return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def after_step(self, step: Step) -> None:
-        """Moves what no optimizer moves: teacher, queue, centre, clamped scale."""
+        """Moves what no optimizer moves: teacher, queue, centre, clamped scale. Called once, after all phases, on every
+        rank; what it moves must end up equal on all ranks."""
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, dim): what probes judge."""

@@ -92,14 +92,13 @@ def feral(request: Request, store: str = STORE, *, ray: bool = True, colour: boo
     """Our stream, as a training worker has it: crops as uint8. `colour` makes whole views of them, on the CPU."""
     from pipeline.experiment import build_experiment
     from pipeline.stream.batches import to_batch
-    from pipeline.stream.views import DeviceViews
     from pipeline.train.worker import open_stream
 
     experiment = build_experiment(_experiment(request, request.folder / store))
     stream = open_stream(experiment, experiment.data.open())
     steps = request.enough // request.batch
     batches = stream.distributed(0, steps, cpus=request.cpus) if ray else stream.local(0, steps)
-    views = DeviceViews(experiment.views, seed=0)
+    views = experiment.device_views()
     torch.set_num_threads(max(1, request.cpus // 2))  # threads that wait for a core that reads would spin
     for columns in batches:
         if colour:
@@ -123,10 +122,8 @@ def _experiment(request: Request, store: Path) -> dict:
             "grayscale": 0.2,
             "blur": 0.5,
             "blur_sigma": SIGMA,
-            "mean": MEAN,
-            "std": STD,
         },
-        "encoder": {"image_size": request.size},
+        "encoder": {"image_size": request.size, "mean": MEAN, "std": STD},
         "objective": objective,
     }
 

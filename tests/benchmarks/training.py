@@ -20,7 +20,6 @@ from torch import Tensor
 
 from jobs.bench import Cell, Table
 from jobs.recipes import find_recipe
-from pipeline.stream.views import DeviceViews
 from pipeline.train.fit import KEEP_FREED_MEMORY
 from pipeline.train.loop import TrainState, train
 from ssl_models.batch import Batch
@@ -225,7 +224,7 @@ class _Trainer:
         self.ids = torch.arange(local) + rank * local
         self.crops = torch.randint(256, (local, views, size, size, 3), dtype=torch.uint8, generator=generator)
         self.tokens = captions(local, self.experiment.context_length, generator) if self.experiment.needs_text else None
-        self.views = DeviceViews(self.experiment.views, self.experiment.training.seed)
+        self.views = self.experiment.device_views()
         made = self._batch(0)
         memory_format = getattr(torch, variant.memory_format)
         self.batch = replace(made, views=tuple(view.contiguous(memory_format=memory_format) for view in made.views))

@@ -20,9 +20,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from jobs.bench import Cell, Table
-from pipeline.stream import colour
 from pipeline.stream.crops import RandomCrops, crop
 from pipeline.stream.views import DeviceViews, ViewsConfig
+from ssl_models import pixels
+from ssl_models.batch import normal
+from ssl_models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from tests.benchmarks.processes import costs
 from tests.benchmarks.scenes import pictures
 
@@ -116,7 +118,7 @@ def _torchvision(size: int) -> v2.Transform:
         v2.RandomGrayscale(config.grayscale),
         v2.RandomApply([v2.GaussianBlur(_kernel(size), config.blur_sigma)], config.blur),
         v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(config.mean, config.std),
+        v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
     ])  # fmt: skip
 
 
@@ -129,7 +131,7 @@ def _kornia(size: int):
         K.ColorJitter(*config.jitter, p=config.jitter_probability),
         K.RandomGrayscale(p=config.grayscale),
         K.RandomGaussianBlur((_kernel(size), _kernel(size)), config.blur_sigma, p=config.blur),
-        K.Normalize(torch.tensor(config.mean), torch.tensor(config.std)),
+        K.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)),
     )
 
 
@@ -156,26 +158,26 @@ def _each(stored: list[Tensor], size: int, repeats: int) -> Table:
         return work
 
     def noisy(images: Tensor, ids: Tensor) -> Tensor:
-        return colour.add_noise(images, 0.1 * colour.normal(0, 0, ids, images[0].numel(), "noise").view_as(images))
+        return pixels.add_noise(images, 0.1 * normal(0, 0, ids, images[0].numel(), "noise").view_as(images))
 
     kernel = [_kernel(size)] * 2
-    square = partial(colour.cutout, side=side, fill=(0.5, 0.5, 0.5))
+    square = partial(pixels.cutout, side=side, fill=(0.5, 0.5, 0.5))
     gray = torch.full((3, 1, 1), 127, dtype=torch.uint8)
     works: dict[str, tuple[Work, Work | None]] = {
-        "flip": (ours(colour.flip), theirs(tv.horizontal_flip, planes)),
-        "rotate by 90°": (ours(partial(colour.rotate, quarters=1)), theirs(lambda image: tv.rotate(image, 90), planes)),
-        "brightness": (ours(colour.adjust_brightness, amount),
+        "flip": (ours(pixels.flip), theirs(tv.horizontal_flip, planes)),
+        "rotate by 90°": (ours(partial(pixels.rotate, quarters=1)), theirs(lambda image: tv.rotate(image, 90), planes)),
+        "brightness": (ours(pixels.adjust_brightness, amount),
                        theirs(lambda image: tv.adjust_brightness(image, 0.7), planes)),
-        "contrast": (ours(colour.adjust_contrast, amount),
+        "contrast": (ours(pixels.adjust_contrast, amount),
                      theirs(lambda image: tv.adjust_contrast(image, 0.7), planes)),
-        "saturation": (ours(colour.adjust_saturation, amount),
+        "saturation": (ours(pixels.adjust_saturation, amount),
                        theirs(lambda image: tv.adjust_saturation(image, 0.7), planes)),
-        "hue": (ours(colour.adjust_hue, amount - 0.5), theirs(lambda image: tv.adjust_hue(image, 0.2), planes)),
-        "grayscale": (ours(colour.grayscale), theirs(lambda image: tv.rgb_to_grayscale(image, 3), planes)),
-        "blur": (ours(colour.gaussian_blur, sigma),
+        "hue": (ours(pixels.adjust_hue, amount - 0.5), theirs(lambda image: tv.adjust_hue(image, 0.2), planes)),
+        "grayscale": (ours(pixels.grayscale), theirs(lambda image: tv.rgb_to_grayscale(image, 3), planes)),
+        "blur": (ours(pixels.gaussian_blur, sigma),
                  theirs(lambda image: tv.gaussian_blur(image, kernel, [1.0, 1.0]), planes)),
-        "solarize": (ours(colour.solarize), theirs(lambda image: tv.solarize(image, 128), planes)),
-        "Sobel": (ours(colour.sobel), None),
+        "solarize": (ours(pixels.solarize), theirs(lambda image: tv.solarize(image, 128), planes)),
+        "Sobel": (ours(pixels.sobel), None),
         "noise": (ours(noisy, ids), theirs(tv.gaussian_noise, list(floats))),
         "cutout": (ours(square, corner, corner),
                    theirs(lambda image: tv.erase(image, size // 4, size // 4, side, side, gray), planes)),

@@ -17,7 +17,6 @@ import torch
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.run import Run
 from pipeline.stream.batches import to_batch
-from pipeline.stream.views import DeviceViews
 from pipeline.train import fit as fitting
 from pipeline.train import worker as working
 from pipeline.train.loop import train
@@ -103,7 +102,7 @@ def _undisturbed_rank(rank: int, world_size: int, content: dict[str, Any], steps
         meeting = f"file://{folder}/meeting"
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
     cpu, experiment, rows = torch.device("cpu"), build_experiment(content), list[Row]()
-    state, views = fresh_state(experiment, cpu), DeviceViews(experiment.views, experiment.training.seed)
+    state, views = fresh_state(experiment, cpu), experiment.device_views()
     stream = open_stream(experiment, experiment.data.open())
 
     def note(row: LogRow) -> None:

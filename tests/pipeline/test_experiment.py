@@ -20,7 +20,7 @@ def test_every_recipe_can_be_built_shown_and_read_back(name):
 def test_every_setting_says_what_it_means():
     undocumented = {key for name in RECIPES for key, _, meaning in describe(RECIPES[name]()) if not meaning}
     assert undocumented <= {
-        "encoder.name", "objective.name", "optimizer.name", "views.mean", "views.std", "views.jitter_probability",
+        "encoder.name", "objective.name", "optimizer.name", "views.jitter_probability",
         "objective.decoder_depth", "objective.decoder_heads", "objective.text.layers",
     }  # fmt: skip
 

@@ -7,7 +7,6 @@ import torch
 
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import to_batch
-from pipeline.stream.views import DeviceViews
 from pipeline.train.checkpoints import newest_checkpoint, save_checkpoint
 from pipeline.train.loop import TrainState, train
 from pipeline.train.meter import NotFinite
@@ -21,7 +20,7 @@ CPU = torch.device("cpu")
 def run(experiment, state: TrainState, stop: int, rows=None, ids=None, **hooks):
     """Trains to `stop`, noting losses and sample ids by step."""
     stream = open_stream(experiment, Store(experiment.data.store))
-    views = DeviceViews(experiment.views, experiment.training.seed)
+    views = experiment.device_views()
 
     def prepare(columns):
         if ids is not None:
@@ -81,7 +80,7 @@ def test_checkpoints_come_when_due_and_at_the_end(small_experiment, tmp_path):
 def poisoned(at: int, experiment):
     """Batches of which one brings a loss that is not finite."""
     for number, columns in enumerate(open_stream(experiment, Store(experiment.data.store)).local(0, 12)):
-        batch = to_batch(columns, DeviceViews(experiment.views, 0), CPU)
+        batch = to_batch(columns, experiment.device_views(), CPU)
         if number == at:
             batch.views[0][3] = float("nan")
         yield batch

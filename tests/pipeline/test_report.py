@@ -30,7 +30,6 @@ from pipeline.report.pictures import neighbours, reconstructions, retrieved_capt
 from pipeline.report.run_report import data_summary, verdict, wilson, write_report
 from pipeline.run import Run
 from pipeline.stream.batches import to_batch
-from pipeline.stream.views import DeviceViews
 from pipeline.train.checkpoints import save_checkpoint
 from pipeline.train.worker import fresh_state, open_stream
 from tests.pipeline.stores import curate_here
@@ -230,7 +229,7 @@ def pixels_of(uri: str) -> np.ndarray:
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_the_views_shown_are_those_of_the_first_batch(store: Store, name: str) -> None:
     experiment = experiment_of(name, store)
-    views = DeviceViews(experiment.views, experiment.training.seed)
+    views = experiment.device_views()
     columns = next(open_stream(experiment, store).local(0, 1))
     fed = [views.denormalize(view) for view in to_batch(columns, views, torch.device("cpu")).views]
     rows = training_views(experiment, store)

@@ -18,7 +18,6 @@ from pipeline.stream import batches
 from pipeline.stream.batches import captioned, to_batch
 from pipeline.stream.crops import CenterCrop, RandomCrops
 from pipeline.stream.read import Reader
-from pipeline.stream.views import DeviceViews
 from pipeline.train.worker import open_stream
 from tests.pipeline.stores import curate_here, tiny_experiment, write_dump
 
@@ -81,7 +80,7 @@ def test_local_crops_are_cut_from_the_same_images(small_experiment, small_store)
     )
     alone = Reader(local).read(plain.references(small_store, numbers, epochs))
     assert np.array_equal(alone["crops"], columns["local_crops"])
-    views = DeviceViews(small_experiment.views, seed=0, plain=True)
+    views = small_experiment.device_views(plain=True)
     one_epoch = {name: value[epochs == 0] for name, value in columns.items()}
     batch = to_batch(one_epoch, views, torch.device("cpu"))
     assert [view.shape[-1] for view in batch.views] == [16, 16, 8, 8, 8]

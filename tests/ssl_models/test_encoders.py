@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ssl_models.encoders import EncoderConfig, ImageEncoder, TextConfig, TextEncoder, sine_cosine_positions
 
@@ -96,3 +97,38 @@ def test_plain_attention_of_the_text_tower_is_the_fused():
         features.square().sum().backward()
         gradients.append((features.detach(), [parameter.grad for parameter in encoder.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EncoderConfig(image_size=32, arguments={"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}),
+        EncoderConfig(name="vit_tiny_patch16_224", image_size=32, patch_size=8, pool="mean", arguments=TINY_VIT),
+        EncoderConfig(name="convnext_atto", image_size=64),
+        EncoderConfig(name="swin_tiny_patch4_window7_224", image_size=224, arguments={"embed_dim": 24}),
+    ],
+    ids=lambda config: config.name,
+)
+def test_the_feature_map_is_what_pooling_pools(config):
+    """Its mean is the embedding, where the model pools so and has no norm after pooling; channels come first."""
+    torch.manual_seed(0)
+    encoder = ImageEncoder(config).eval()
+    images = torch.randn(2, 3, config.image_size, config.image_size)
+    found = encoder.features(images)
+    assert found.ndim == 4
+    assert found.shape[:2] == (2, encoder.dim)
+    if not config.name.startswith("convnext"):
+        assert torch.allclose(found.mean((2, 3)), encoder(images), atol=1e-5)
+    if "vit" in config.name:
+        tokens = encoder.model.forward_features(images)[:, 1:]
+        assert torch.equal(found[:, :, 1, 2], tokens[:, 1 * 4 + 2])
+
+
+def test_pixels_undo_the_normalisation():
+    encoder = ImageEncoder(EncoderConfig(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)))
+    pixels = torch.rand(2, 3, 4, 4)
+    seen = encoder.normalized(pixels)
+    assert torch.allclose(seen[:, 2], (pixels[:, 2] - 0.3) / 0.7)
+    assert torch.allclose(encoder.pixels(seen), pixels, atol=1e-6)
+    with pytest.raises(ValidationError, match="must be above 0"):
+        EncoderConfig(std=(0.2, 0.0, 0.2))

@@ -4,13 +4,9 @@ Images are (B, 3, H, W) floating point in [0, 1], in planes (contiguous): what a
 lies together. Each function returns new images and leaves its input as it is.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from ssl_models.batch import uniform
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, rounded as torchvision does
 _TILE = 16  # pixels of a row or column that one product of the blur makes; 8 to 32 cost about the same
@@ -116,18 +112,6 @@ def sobel(images: Tensor) -> Tensor:
 def add_noise(images: Tensor, noise: Tensor) -> Tensor:
     """noise (B, 3, H, W)."""
     return (images + noise).clamp_(0, 1)
-
-
-def normal(seed: int, step: int | Tensor, ids: Tensor, count: int, purpose: str) -> Tensor:
-    """Normal numbers (B, count) float32 that are a function of (seed, step, sample id, purpose) alone.
-
-    Each number of `uniform` gives two: its high 26 bits the radius and its low 27 the angle of Box and Muller (1958).
-    """
-    draws = uniform(seed, step, ids, (count + 1) // 2, purpose).mul_(2.0**26)
-    high = draws.floor()
-    angle = draws.sub_(high).mul_(2 * math.pi).float()
-    radius = high.add_(0.5).mul_(2.0**-26).float().log_().mul_(-2).sqrt_()
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 
 
 def cutout(images: Tensor, top: Tensor, left: Tensor, side: int, fill: tuple[float, float, float]) -> Tensor:

@@ -7,12 +7,11 @@ few times 2^-24. Pillow rounds to whole levels: one level, 1/255, is the least t
 import numpy as np
 import pytest
 import scipy.ndimage
-import scipy.stats
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2 import functional as reference
 
-from pipeline.stream import colour
+from ssl_models import pixels
 
 IMAGES = torch.rand(6, 3, 20, 20, generator=torch.Generator().manual_seed(0))
 LEVELS = (IMAGES * 255).round() / 255  # as an 8-bit image holds them
@@ -23,10 +22,10 @@ ROUNDING = 1e-6
 @pytest.mark.parametrize(
     ("ours", "theirs", "amounts"),
     [
-        (colour.adjust_brightness, reference.adjust_brightness, FACTORS),
-        (colour.adjust_contrast, reference.adjust_contrast, FACTORS),
-        (colour.adjust_saturation, reference.adjust_saturation, FACTORS),
-        (colour.adjust_hue, reference.adjust_hue, [-0.5, -0.2, 0.0, 0.1, 0.3, 0.5]),
+        (pixels.adjust_brightness, reference.adjust_brightness, FACTORS),
+        (pixels.adjust_contrast, reference.adjust_contrast, FACTORS),
+        (pixels.adjust_saturation, reference.adjust_saturation, FACTORS),
+        (pixels.adjust_hue, reference.adjust_hue, [-0.5, -0.2, 0.0, 0.1, 0.3, 0.5]),
     ],
 )
 def test_jitter_equals_torchvision(ours, theirs, amounts):
@@ -37,9 +36,9 @@ def test_jitter_equals_torchvision(ours, theirs, amounts):
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (colour.adjust_brightness, ImageEnhance.Brightness),
-        (colour.adjust_contrast, ImageEnhance.Contrast),
-        (colour.adjust_saturation, ImageEnhance.Color),
+        (pixels.adjust_brightness, ImageEnhance.Brightness),
+        (pixels.adjust_contrast, ImageEnhance.Contrast),
+        (pixels.adjust_saturation, ImageEnhance.Color),
     ],
 )
 def test_jitter_is_within_rounding_of_pillow(ours, theirs):
@@ -54,7 +53,7 @@ def test_hue_meets_every_case_of_torchvision():
     levels = torch.linspace(0, 1, 5)
     every = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 5, 25)
     for shift in (-0.5, -1 / 3, -0.1, 0.0, 1 / 6, 0.25, 0.5):
-        found = colour.adjust_hue(every, torch.tensor([shift]))
+        found = pixels.adjust_hue(every, torch.tensor([shift]))
         assert (found - reference.adjust_hue(every, shift)).abs().max() < ROUNDING
 
 
@@ -64,77 +63,57 @@ def test_blur_equals_torchvision_with_one_sigma_a_sample(shape):
     sigmas = torch.tensor([0.1, 1.0, 2.0])
     kernel = [max(3, shape[1] // 10 // 2 * 2 + 1)] * 2
     # In float64, for torchvision's own sum of up to 23² terms in one go is off by more than 1e-6 in float32.
-    for image, sigma, found in zip(images.double(), sigmas, colour.gaussian_blur(images, sigmas), strict=True):
+    for image, sigma, found in zip(images.double(), sigmas, pixels.gaussian_blur(images, sigmas), strict=True):
         assert (found - reference.gaussian_blur(image, kernel, [float(sigma)] * 2)).abs().max() < ROUNDING
 
 
 def test_geometry_and_cutout_equal_torchvision_exactly():
-    assert torch.equal(colour.flip(IMAGES), reference.horizontal_flip(IMAGES))
+    assert torch.equal(pixels.flip(IMAGES), reference.horizontal_flip(IMAGES))
     for quarters in (1, 2, 3):
-        assert torch.equal(colour.rotate(IMAGES, quarters), reference.rotate(IMAGES, 90.0 * quarters))
+        assert torch.equal(pixels.rotate(IMAGES, quarters), reference.rotate(IMAGES, 90.0 * quarters))
     top, left, fill = torch.tensor([0, 3, 5, 10, 13, 7]), torch.tensor([13, 0, 5, 1, 13, 2]), (0.1, 0.5, 0.9)
-    found = colour.cutout(IMAGES, top, left, 7, fill)
+    found = pixels.cutout(IMAGES, top, left, 7, fill)
     value = torch.tensor(fill).view(3, 1, 1)
     for image, one, i, j in zip(IMAGES, found, top.tolist(), left.tolist(), strict=True):
         assert torch.equal(one, reference.erase(image, i, j, 7, 7, value))
 
 
 def test_grayscale_and_solarize_equal_torchvision_and_pillow():
-    assert (colour.grayscale(IMAGES) - reference.rgb_to_grayscale(IMAGES, 3)).abs().max() < ROUNDING
-    assert torch.equal(colour.solarize(LEVELS), reference.solarize(LEVELS, 0.5))
-    for image, gray, solar in zip(LEVELS, colour.grayscale(LEVELS), colour.solarize(LEVELS), strict=True):
+    assert (pixels.grayscale(IMAGES) - reference.rgb_to_grayscale(IMAGES, 3)).abs().max() < ROUNDING
+    assert torch.equal(pixels.solarize(LEVELS), reference.solarize(LEVELS, 0.5))
+    for image, gray, solar in zip(LEVELS, pixels.grayscale(LEVELS), pixels.solarize(LEVELS), strict=True):
         assert (gray - of_pil(to_pil(image).convert("L").convert("RGB"))).abs().max() < 1.01 / 255
         assert (solar - of_pil(ImageOps.solarize(to_pil(image), 128))).abs().max() < ROUNDING
 
 
 def test_sobel_equals_scipy_on_the_luma():
-    found = colour.sobel(IMAGES)
+    found = pixels.sobel(IMAGES)
     for image, one in zip(IMAGES, found, strict=True):
         luma = reference.rgb_to_grayscale(image)[0].numpy()
         expected = np.hypot(*(scipy.ndimage.sobel(luma, axis, mode="nearest") / 8 for axis in (0, 1)))
         assert np.abs(one.numpy() - expected).max() < ROUNDING
     ramp = (torch.arange(20) / 20).expand(1, 3, 20, 20)
-    per_pixel = 0.05 * sum(colour.LUMA)
-    assert (colour.sobel(ramp)[..., 1:-1] - per_pixel).abs().max() < ROUNDING
+    per_pixel = 0.05 * sum(pixels.LUMA)
+    assert (pixels.sobel(ramp)[..., 1:-1] - per_pixel).abs().max() < ROUNDING
 
 
 def test_noise_equals_torchvision():
     torch.manual_seed(3)
     expected = reference.gaussian_noise(IMAGES, sigma=0.3)
     torch.manual_seed(3)
-    assert torch.equal(colour.add_noise(IMAGES, torch.randn_like(IMAGES) * 0.3), expected)
-
-
-def test_normal_numbers_are_normal_and_independent():
-    draws = colour.normal(1, 2, torch.arange(20), 9999, "noise").double()
-    assert draws.shape == (20, 9999)
-    assert scipy.stats.kstest(draws.ravel().numpy(), "norm").pvalue > 0.01  # a fixed seed: no chance of failing
-    lags = [(draws[:, :-lag] * draws[:, lag:]).mean().abs().item() for lag in (1, 2, 3, 4999, 5000)]
-    assert max(lags) < 4 / draws.numel() ** 0.5
-    assert (draws[:-1] * draws[1:]).mean().abs() < 4 / draws.numel() ** 0.5  # neighbouring samples
-    assert 4 < draws.abs().max() < 6.2  # the tails are there
-
-
-def test_normal_numbers_belong_to_the_sample():
-    together = colour.normal(1, 2, torch.tensor([4, 9, 70]), 31, "noise")
-    assert torch.equal(together[1:2], colour.normal(1, 2, torch.tensor([9]), 31, "noise"))
-    for other in (
-        colour.normal(0, 2, torch.tensor([9]), 31, "noise"),
-        colour.normal(1, 3, torch.tensor([9]), 31, "noise"),
-    ):
-        assert not torch.isclose(together[1:2], other).any()
+    assert torch.equal(pixels.add_noise(IMAGES, torch.randn_like(IMAGES) * 0.3), expected)
 
 
 def test_no_operation_writes_to_its_input():
     before, half, corner = IMAGES.clone(), torch.full((6,), 0.4), torch.full((6,), 2)
-    for operation in (colour.flip, colour.grayscale, colour.solarize, colour.sobel):
+    for operation in (pixels.flip, pixels.grayscale, pixels.solarize, pixels.sobel):
         operation(IMAGES)
-    for operation in (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation, colour.adjust_hue):
+    for operation in (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation, pixels.adjust_hue):
         operation(IMAGES, half)
-    colour.gaussian_blur(IMAGES, half)
-    colour.rotate(IMAGES, 1)
-    colour.add_noise(IMAGES, torch.ones_like(IMAGES))
-    colour.cutout(IMAGES, corner, corner, 5, (0, 0, 0))
+    pixels.gaussian_blur(IMAGES, half)
+    pixels.rotate(IMAGES, 1)
+    pixels.add_noise(IMAGES, torch.ones_like(IMAGES))
+    pixels.cutout(IMAGES, corner, corner, 5, (0, 0, 0))
     assert torch.equal(IMAGES, before)
 
 

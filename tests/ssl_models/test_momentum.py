@@ -1,0 +1,45 @@
+"""The teacher and the curves that move it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_models.curves import curve
+from ssl_models.momentum import MomentumTeacher
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_a_curve_goes_from_start_to_end_and_stays(shape):
+    values = [curve(0.2, 0.9, progress / 100, shape=shape, over=0.5) for progress in range(100)]
+    assert values[0] == 0.2
+    assert values[25] == pytest.approx(0.55)
+    assert values[50:] == [pytest.approx(0.9)] * 50
+    assert values == sorted(values)
+    assert curve(0.2, 0.9, None, shape=shape) == 0.2  # a run without end
+
+
+def test_the_cosine_is_that_of_byol():
+    for progress in (0.1, 0.37, 0.99):
+        byol = 1 - (1 - 0.996) * (math.cos(math.pi * progress) + 1) / 2
+        assert curve(0.996, 1.0, progress) == pytest.approx(byol, abs=1e-12)
+
+
+def test_the_teacher_averages_parameters_and_keeps_its_own_statistics():
+    torch.manual_seed(0)
+    first, second = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)), nn.Linear(5, 2)
+    teacher = MomentumTeacher(first, second)
+    kept = {key: value.clone() for key, value in teacher.state_dict().items()}
+    with torch.no_grad():
+        for parameter in [*first.parameters(), *second.parameters()]:
+            parameter.add_(1.0)
+    first(torch.randn(8, 4))  # moves the student's statistics only
+    teacher.follow(0.9, first, second)
+    for key, value in teacher.state_dict().items():
+        expected = kept[key] + 0.1 if key in dict(teacher.named_parameters()) else kept[key]
+        assert torch.allclose(value, expected, atol=1e-6), key
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    rows = torch.randn(8, 4)
+    assert torch.equal(teacher(rows), teacher.layers[1](teacher.layers[0](rows)))
+    assert teacher.layers[0][1].num_batches_tracked > 0

@@ -1,0 +1,71 @@
+"""Parameter groups, curves of the learning rate and of weight decay, clipping."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_models.optimizers import (
+    OptimizerConfig,
+    build_optimizer,
+    clip_gradients,
+    learning_rate_factor,
+    set_hyperparameters,
+)
+
+MODEL = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+
+
+def groups(config, **more):
+    optimizer = build_optimizer(MODEL.named_parameters(), config, batch_size=512, **more)
+    return optimizer, {
+        (group["weight_decay"], group["constant_rate"]): [tuple(parameter.shape) for parameter in group["params"]]
+        for group in optimizer.param_groups
+    }
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_weights_decay_and_biases_and_norms_do_not(name):
+    _, found = groups(OptimizerConfig(name=name, weight_decay=0.1))
+    assert found == {(0.1, False): [(4, 3), (2, 4)], (0.0, False): [(4,), (4,), (4,), (2,)]}
+    _, found = groups(OptimizerConfig(name=name, weight_decay=0.1, decay_all=True))
+    assert {key: len(shapes) for key, shapes in found.items()} == {(0.1, False): 6}
+
+
+def test_a_constant_rate_follows_no_curve_and_decay_follows_its_own():
+    config = OptimizerConfig(name="sgd", learning_rate=0.1, warmup=0.1, weight_decay=0.04, final_weight_decay=0.4)
+    optimizer, _ = groups(config, constant_rate=("2.",))
+    for step, factor in ((0, 0.05), (9, 0.95), (55, 0.5 * (1 + math.cos(math.pi * 45.5 / 90)))):
+        assert set_hyperparameters(optimizer, config, 512, step, 100) == pytest.approx(0.2 * factor)
+        decay = 0.04 + 0.36 * 0.5 * (1 - math.cos(math.pi * step / 100))
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(0.2 if group["constant_rate"] else 0.2 * factor)
+            assert group["weight_decay"] in (0.0, pytest.approx(decay))
+    assert {group["constant_rate"] for group in optimizer.param_groups} == {False, True}
+
+
+def test_curves_of_a_run_without_end():
+    """They depend on the images seen alone, and need the warm-up in images."""
+    falling = OptimizerConfig(schedule="inverse_sqrt", warmup_images=1000)
+    assert learning_rate_factor(falling, 500, None) == learning_rate_factor(falling, 500, 10**6) == 0.5
+    assert learning_rate_factor(falling, 4000, None) == learning_rate_factor(falling, 4000, 10**6) == 0.5
+    flat = OptimizerConfig(schedule="constant", warmup_images=1000)
+    assert learning_rate_factor(flat, 10**9, None) == 1
+    with pytest.raises(ValueError, match="cosine needs the length of the run"):
+        learning_rate_factor(OptimizerConfig(warmup_images=1000), 2000, None)
+    with pytest.raises(ValueError, match="set warmup_images"):
+        learning_rate_factor(OptimizerConfig(schedule="inverse_sqrt", warmup=0), 2000, None)
+
+
+def test_gradients_are_clipped_together_or_each():
+    for clip in ("all", "each"):
+        parameters = [nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))]
+        parameters[0].grad, parameters[1].grad = torch.full((4,), 3.0), torch.full((4,), 0.1)  # norms 6 and 0.2
+        norm = clip_gradients(parameters, OptimizerConfig(clip_gradient=3.0, clip=clip))
+        assert norm.item() == pytest.approx(math.hypot(6, 0.2))
+        scale = 3 / math.hypot(6, 0.2)
+        expected = (1.5, 0.1) if clip == "each" else (3 * scale, 0.1 * scale)
+        for parameter, value in zip(parameters, expected, strict=True):
+            assert torch.allclose(parameter.grad, torch.full((4,), value), atol=1e-5)
+    assert clip_gradients(parameters, OptimizerConfig()) is None
