@@ -1,5 +1,6 @@
 """The encoders and budgets that recipes share, so that methods differ in nothing but the method."""
 
+from pipeline.evaluate.protocol import EvaluationConfig
 from pipeline.experiment import Experiment
 from pipeline.stream.batches import DataConfig
 from pipeline.stream.views import ViewsConfig
@@ -39,4 +40,29 @@ def small(
         objective=objective,
         optimizer=optimizer,
         training=TrainingConfig(images_seen=images_seen),
+    )
+
+
+CIFAR10_RESNET18 = EncoderConfig(name="resnet18", image_size=32, stem="small", arguments={"zero_init_last": False})
+CIFAR10_VIEWS = ViewsConfig(crop_scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grayscale=0.2)
+CIFAR10_SGD = OptimizerConfig(name="sgd", learning_rate=0.12, weight_decay=5e-4, decay_all=True, warmup=0.0)
+
+
+def cifar10_resnet18(
+    objective: ObjectiveConfig, optimizer: OptimizerConfig = CIFAR10_SGD, views: ViewsConfig = CIFAR10_VIEWS
+) -> Experiment:
+    """CIFAR-10 as lightly's `cifar10_benchmark.py` has it: a whole ResNet-18 with a 3×3 stem, batches of
+    512, 200 epochs, rate 0.06 per 128 by a cosine without warm-up, 200 neighbours.
+
+    Theirs differs in four things: its momentum is not Nesterov's, it has no bf16, its rate is constant within an epoch,
+    and it reports the best epoch on the test split; ours is the last.
+    """
+    return Experiment(
+        data=DataConfig(batch_size=512),
+        views=views,
+        encoder=CIFAR10_RESNET18,
+        objective=objective,
+        optimizer=optimizer,
+        training=TrainingConfig(images_seen=10_000_000),
+        evaluation=EvaluationConfig(neighbours=200, neighbour_temperature=0.1),
     )
