@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ssl_models.collectives import normalize
 from ssl_models.encoders import sine_cosine_positions
 
 
@@ -15,6 +17,53 @@ class Projector(nn.Sequential):
             layers += [nn.Linear(in_dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
             in_dim = hidden
         super().__init__(*layers, nn.Linear(in_dim, dims[-1]))
+
+
+class PlainProjector(nn.Sequential):
+    """A Projector without BatchNorm, Linear-ReLU for each hidden width, then Linear (Chen et al. 2020, MoCo v2)."""
+
+    def __init__(self, in_dim: int, dims: tuple[int, ...]) -> None:
+        layers: list[nn.Module] = []
+        for hidden in dims[:-1]:
+            layers += [nn.Linear(in_dim, hidden), nn.ReLU(inplace=True)]
+            in_dim = hidden
+        super().__init__(*layers, nn.Linear(in_dim, dims[-1]))
+
+
+class NormalizedProjector(Projector):
+    """A Projector with BatchNorm on its output, too, there without weights (SimSiam, MoCo v3)."""
+
+    def __init__(self, in_dim: int, dims: tuple[int, ...]) -> None:
+        super().__init__(in_dim, dims)
+        self[-1].register_parameter("bias", None)  # BatchNorm would take it away again
+        self.append(nn.BatchNorm1d(dims[-1], affine=False))
+
+
+class DINOHead(nn.Module):
+    """DINO's head (Caron et al. 2021, arXiv 2104.14294, appendix C): (B, in_dim) → (B, num_prototypes).
+
+    An MLP with GELU to `dims`, whose output is L2-normalised, then cosines with the prototypes: a weight-normed layer
+    with its gain fixed at 1. (The paper lets the gain learn for ViT-S alone, where that is stable.)
+    """
+
+    def __init__(self, in_dim: int, dims: tuple[int, ...], num_prototypes: int, batchnorm: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for hidden in dims[:-1]:
+            layers += [nn.Linear(in_dim, hidden), *([nn.BatchNorm1d(hidden)] if batchnorm else []), nn.GELU()]
+            in_dim = hidden
+        self.mlp = nn.Sequential(*layers, nn.Linear(in_dim, dims[-1]))
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.prototypes = nn.Parameter(torch.randn(num_prototypes, dims[-1]))  # only their directions matter
+
+    def forward(self, embeddings: Tensor, freeze_prototypes: bool = False) -> Tensor:
+        prototypes = self.prototypes
+        if freeze_prototypes:
+            prototypes = prototypes.detach() + 0 * prototypes  # a gradient of zero: DDP waits for one
+        return F.linear(normalize(self.mlp(embeddings)), F.normalize(prototypes))
 
 
 class MaskedDecoder(nn.Module):

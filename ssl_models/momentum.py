@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 
@@ -10,7 +11,8 @@ class MomentumTeacher(nn.Module):
     """Copies of `modules` without gradient, called one after the other: (B, …) → the last one's output.
 
     Only parameters follow the students. Buffers (BatchNorm's statistics) are the copy's own, from its own forward
-    passes (He et al. 2020, MoCo). It stays in training mode with its owner: its outputs use the batch's statistics.
+    passes (He et al. 2020, MoCo). It stays in training mode with its owner: its outputs use the batch's statistics, but
+    it drops nothing (dropout and stochastic depth are the student's alone: Caron et al. 2021, DINO).
 
     The average is kept in single precision: at bf16 a momentum of 0.999 would never move a weight.
     """
@@ -19,6 +21,11 @@ class MomentumTeacher(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(copy.deepcopy(module) for module in modules)
         self.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(module, DropPath):
+                module.drop_prob = 0.0
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> Tensor:

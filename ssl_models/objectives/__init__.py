@@ -4,13 +4,21 @@ from typing import TYPE_CHECKING, Any, Union
 
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives.contrastive import SimCLR
+from ssl_models.objectives.distillation import BYOL, DINO, SimSiam
 from ssl_models.objectives.image_text import CLIP
 from ssl_models.objectives.masked import MAE
+from ssl_models.objectives.moco import MoCo, MoCoV3
 from ssl_models.objectives.objective import Objective
 
 OBJECTIVES: dict[str, type[Objective]] = {
     # contrastive
     "simclr": SimCLR,
+    "moco": MoCo,
+    "moco_v3": MoCoV3,
+    # distillation
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "dino": DINO,
     # masked
     "mae": MAE,
     # image_text
