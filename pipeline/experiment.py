@@ -102,7 +102,9 @@ class Experiment(Config):
     def check_model(self) -> None:
         """Builds the model on the meta device, which takes no memory: its ValueErrors come before anything starts."""
         with torch.device("meta"):
-            build_objective(self.objective, self.encoder)
+            objective = build_objective(self.objective, self.encoder)
+        if self.views.local_crops:
+            objective.encoder.check_size(self.views.local_size)
 
     def check(self, store: Store) -> None:
         """Compares what the model and the objective need with what the store holds.

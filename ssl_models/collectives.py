@@ -141,7 +141,10 @@ def _over_ranks(norm: nn.modules.batchnorm._BatchNorm) -> _BatchNormOverRanks:
     other = _BatchNormOverRanks(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     other.load_state_dict(norm.state_dict())
     reference = norm.weight if norm.weight is not None else norm.running_mean
-    return other.to(reference.device, reference.dtype) if reference is not None else other
+    other = other.to(reference.device, reference.dtype) if reference is not None else other
+    if norm.affine:
+        other.weight, other.bias = norm.weight, norm.bias  # the same: a teacher's stay without gradient
+    return other
 
 
 def normalize(rows: Tensor) -> Tensor:

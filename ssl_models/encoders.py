@@ -89,6 +89,19 @@ class ImageEncoder(nn.Module):
             return found if found.shape[1] == self.dim else found.permute(0, 3, 1, 2)  # Swin's channels are last
         raise ValueError(f"encoder {type(self.model).__name__} has no feature map: choose a ResNet or a ViT")
 
+    def check_size(self, side: int) -> None:
+        """Whether images of `side` pixels can be encoded. On the meta device this computes nothing.
+
+        Raises:
+            ValueError: they cannot: a ViT is built for one size, unless it is told otherwise.
+        """
+        weight = next(self.parameters())
+        try:
+            self(torch.zeros(2, 3, side, side, device=weight.device, dtype=weight.dtype))
+        except (AssertionError, RuntimeError) as error:
+            hint = ": set encoder.arguments.dynamic_img_size=true" if hasattr(self.model, "patch_embed") else ""
+            raise ValueError(f"the encoder takes no images of {side} pixels ({error}){hint}") from error
+
     def pixels(self, images: Tensor) -> Tensor:
         """What the encoder sees → values in [0, 1] again: (B, 3, H, W)."""
         return images * self._channels(self.std, images) + self._channels(self.mean, images)

@@ -4,13 +4,31 @@ that was measured (or "not yet measured"), the cost, and the command."""
 import difflib
 from collections.abc import Callable
 
-from jobs.recipes.cifar10 import simclr_cifar10
+from jobs.recipes.cifar10 import byol_cifar10, moco_cifar10, simclr_cifar10, simsiam_cifar10
+from jobs.recipes.distillation import byol_32px, dino_32px, simsiam_32px
 from jobs.recipes.image_text import clip_small
+from jobs.recipes.moco import moco_32px, moco_v1_32px, moco_v3_32px
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
 from pipeline.experiment import Experiment
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
-    recipe.__name__: recipe for recipe in (demo, simclr_32px, mae_64px, clip_small, simclr_cifar10)
+    recipe.__name__: recipe
+    for recipe in (
+        demo,
+        simclr_32px,
+        moco_v1_32px,
+        moco_32px,
+        moco_v3_32px,
+        byol_32px,
+        simsiam_32px,
+        dino_32px,
+        mae_64px,
+        clip_small,
+        simclr_cifar10,
+        moco_cifar10,
+        byol_cifar10,
+        simsiam_cifar10,
+    )
 }
 
 

@@ -19,6 +19,8 @@ RESNET_32PX = EncoderConfig(
 )
 VIT_32PX = EncoderConfig(name="vit_tiny_patch16_224", image_size=32, patch_size=4, pool="mean", arguments={"depth": 6})
 TWO_VIEWS = ViewsConfig(crop_scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1))
+# The views differ (Grill et al. 2020, BYOL, table 6), but for blur, which 32 pixels do not survive.
+ASYMMETRIC = ViewsConfig(crop_scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), solarize=(0.0, 0.2))
 CROP_ONLY = ViewsConfig(crop_scale=(0.2, 1.0), jitter=(0, 0, 0, 0), jitter_probability=0, grayscale=0)
 SGD = OptimizerConfig(name="sgd", learning_rate=0.4, weight_decay=5e-4, warmup=0.05)
 

@@ -43,6 +43,12 @@ def test_batchnorm_over_one_rank_is_torchs(affine: bool, sides: int) -> None:
     torch.testing.assert_close(ours.eval()(rows), plain.eval()(rows))
 
 
+def test_a_frozen_batchnorm_stays_frozen() -> None:
+    """As a momentum teacher's is: DDP would wait for its gradient."""
+    frozen = synchronize_batchnorm(nn.Sequential(nn.BatchNorm1d(4)).requires_grad_(False), CPU)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
 def test_statistics_of_half_precision_are_single() -> None:
     """bf16 in, bf16 out; but a mean far from zero keeps its digits, and the gradient is that of single precision."""
     plain, ours = norms(torch.float32, True, 2)

@@ -1,0 +1,40 @@
+"""Recipes of self-distillation for 32-pixel images."""
+
+from jobs.recipes.sizes import ASYMMETRIC, SGD, TWO_VIEWS, small
+from pipeline.experiment import Experiment
+from ssl_models.objectives import BYOL, DINO, SimSiam
+
+
+def byol_32px() -> Experiment:
+    """BYOL for 32-pixel images: the encoder, batch and budget of simclr_32px.
+
+    Paper: Grill et al. 2020, arXiv 2006.07733; it has LARS, batches of 4,096 and a momentum from 0.996.
+    Result: not yet measured.
+    Cost: 400,000 images, both views encoded with gradient and both without.
+    Command: feral pretrain byol_32px data.store=STORE
+    """
+    return small(BYOL.Config(), SGD.model_copy(update={"learning_rate": 0.1}), views=ASYMMETRIC)
+
+
+def simsiam_32px() -> Experiment:
+    """SimSiam for 32-pixel images: the encoder, batch and budget of simclr_32px, its own decay and rate.
+
+    Paper: Chen and He 2020, arXiv 2011.10566, appendix D: rate 0.03 on CIFAR-10, no warm-up, all parameters decay.
+    Result: not yet measured.
+    Cost: 400,000 images, both views encoded once.
+    Command: feral pretrain simsiam_32px data.store=STORE
+    """
+    return small(SimSiam.Config(), SGD.model_copy(update={"learning_rate": 0.06, "warmup": 0.0, "decay_all": True}))
+
+
+def dino_32px() -> Experiment:
+    """DINO with the ResNet of simclr_32px, and four local crops of 16 pixels.
+
+    Paper: Caron et al. 2021, arXiv 2104.14294; eight local crops of 96 pixels beside two of 224, 65,536 prototypes.
+    Result: not yet measured.
+    Cost: 400,000 images, both global views encoded with gradient and both without, the local crops as one more.
+    Command: feral pretrain dino_32px data.store=STORE
+    """
+    local = {"local_crops": 4, "local_size": 16, "local_scale": (0.1, 0.4)}
+    views = TWO_VIEWS.model_copy(update={"crop_scale": (0.4, 1.0), "solarize": (0.0, 0.2, 0.0), **local})
+    return small(DINO.Config(batchnorm=True), SGD.model_copy(update={"learning_rate": 0.12}), views=views)
