@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from ssl_models.collectives import normalize
 from ssl_models.encoders import sine_cosine_positions
+from ssl_models.precision import outside_autocast
 
 
 class Projector(nn.Sequential):
@@ -60,10 +61,16 @@ class DINOHead(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(num_prototypes, dims[-1]))  # only their directions matter
 
     def forward(self, embeddings: Tensor, freeze_prototypes: bool = False) -> Tensor:
-        prototypes = self.prototypes
+        prototypes: Tensor = self.prototypes
         if freeze_prototypes:
             prototypes = prototypes.detach() + 0 * prototypes  # a gradient of zero: DDP waits for one
-        return F.linear(normalize(self.mlp(embeddings)), F.normalize(prototypes))
+        return cosines(self.mlp(embeddings), prototypes)
+
+
+@outside_autocast
+def cosines(rows: Tensor, directions: Tensor) -> Tensor:
+    """(B, D), (K, D) → (B, K), in single precision: a temperature of 0.04 makes an error of bf16 25 times larger."""
+    return F.linear(normalize(rows), normalize(directions))
 
 
 class MaskedDecoder(nn.Module):

@@ -25,6 +25,7 @@ class SplitBatchNorm(nn.Module):
 
     def __init__(self, norm: _BatchNorm, groups: int) -> None:
         super().__init__()
+        assert norm.momentum is not None
         self.groups, self.eps, self.momentum = groups, norm.eps, norm.momentum
         self.weight, self.bias = norm.weight, norm.bias
         for name in ("running_mean", "running_var", "num_batches_tracked"):

@@ -1,6 +1,6 @@
 """Recipes of self-distillation for 32-pixel images."""
 
-from jobs.recipes.sizes import ASYMMETRIC, SGD, TWO_VIEWS, small
+from jobs.recipes.sizes import ASYMMETRIC, SGD, small
 from pipeline.experiment import Experiment
 from ssl_models.objectives import BYOL, DINO, SimSiam
 
@@ -36,5 +36,5 @@ def dino_32px() -> Experiment:
     Command: feral pretrain dino_32px data.store=STORE
     """
     local = {"local_crops": 4, "local_size": 16, "local_scale": (0.1, 0.4)}
-    views = TWO_VIEWS.model_copy(update={"crop_scale": (0.4, 1.0), "solarize": (0.0, 0.2, 0.0), **local})
+    views = ASYMMETRIC.model_copy(update={"crop_scale": (0.4, 1.0), "solarize": (0.0, 0.2, 0.0), **local})
     return small(DINO.Config(batchnorm=True), SGD.model_copy(update={"learning_rate": 0.12}), views=views)

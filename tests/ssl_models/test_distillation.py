@@ -148,6 +148,15 @@ def test_the_gain_of_the_last_layer_is_one():
     torch.testing.assert_close(head(torch.ones(2, 6)), weight_normed(bottleneck))
 
 
+def test_cosines_are_in_single_precision_under_autocast():
+    head = DINOHead(6, (5, 4), 9, batchnorm=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        bottleneck, logits = head.mlp(torch.ones(2, 6)), head(torch.ones(2, 6))
+    assert bottleneck.dtype == torch.bfloat16
+    normed = nn.functional.normalize
+    torch.testing.assert_close(logits, normed(bottleneck.float()) @ normed(head.prototypes).T)
+
+
 def test_dino_works_without_local_crops():
     whole = batch("dino")
     values = build("dino")(Batch(whole.views[:2], whole.ids), Step(0, 0.5, 0))
