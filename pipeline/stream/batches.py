@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
+from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.ingest.store import DEFAULT, SHARDS, Store
 from pipeline.ingest.verify import quarantined
@@ -53,6 +54,15 @@ class Stream:
         for number in range(step, stop):
             yield self.reader.read(self._references(number, number + 1, rank, world_size))
 
+    def processes(
+        self, step: int, stop: int, rank: int = 0, world_size: int = 1, *, processes: int = 8
+    ) -> Iterator[Columns]:
+        """The same batches, read ahead by processes of this machine, without Ray: each reads whole batches in turn."""
+        from torch.utils.data import DataLoader
+
+        turns = _Turns(self, step, stop, rank, world_size)
+        yield from DataLoader(turns, batch_size=None, num_workers=processes, prefetch_factor=4, collate_fn=_as_is)  # type: ignore[arg-type]
+
     def distributed(
         self, step: int, stop: int, rank: int = 0, world_size: int = 1, cpus: float | None = None
     ) -> Generator[Columns, None, None]:
@@ -67,6 +77,27 @@ class Stream:
         rows, epochs, copies = self.plan.rank_entries(step, stop, rank, world_size)
         visits = (epochs + copies * MAX_EPOCHS).ravel()
         return self.reader.references(self.store, self.selection[rows.ravel()], visits)
+
+
+@dataclass(frozen=True)
+class _Turns(IterableDataset):
+    """Worker w of W reads the batches of the steps w, w + W, …; a DataLoader takes from its workers in turn."""
+
+    stream: Stream
+    step: int
+    stop: int
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[Columns]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in range(self.step + first, self.stop, stride):
+            yield from self.stream.local(number, number + 1, self.rank, self.world_size)
+
+
+def _as_is(columns: Columns) -> Columns:
+    return columns
 
 
 def captioned(store: Store, selection: np.ndarray) -> np.ndarray:
@@ -109,10 +140,14 @@ def read_with_ray(
     data = reading_dataset(reader, references)
     if cpus is not None:
         from ray.data import ExecutionResources
+        from ray.data._internal.execution.backpressure_policy import ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY
+
+        from pipeline.stream.read_ahead import ReadAhead
 
         data.context.execution_options.resource_limits = ExecutionResources.for_limits(
             cpu=cpus, object_store_memory=_read_ahead(reader.sample_bytes, batch_size, cpus)
         )
+        data.context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [ReadAhead])
     yield from data.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
 
 
@@ -122,12 +157,10 @@ def _block_samples(sample_bytes: int) -> int:
 
 
 def _read_ahead(sample_bytes: int, batch_size: int, cpus: float) -> int:
-    """Bytes of crops that may be in the object store: what tasks make, what waits, and what is being put in batches.
-
-    Ray counts the output of running tasks, too; with less than half of this, CPUs wait for leave to start a task.
-    """
+    """Bytes of crops that may wait in the object store before no further task is started: what all CPUs but the one
+    whose turn it is have made in the meantime, or some batches."""
     task_bytes = TASK_BLOCKS * _block_samples(sample_bytes) * sample_bytes
-    return max(READ_AHEAD_BYTES, (ceil(cpus) + 1) * task_bytes, 4 * batch_size * sample_bytes)
+    return max(READ_AHEAD_BYTES, ceil(cpus) * task_bytes, 4 * batch_size * sample_bytes)
 
 
 def reading_dataset(reader: Reader, references: pa.Table):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from pipeline.train.ahead import Ahead
 from pipeline.train.meter import LogRow, Meter
 from ssl_models.batch import Batch, Step
 from ssl_models.collectives import synchronize_batchnorm, world_size
@@ -30,6 +31,7 @@ class TrainingConfig(Config):
     images_seen: int = Field(1_000_000, ge=1, description="length of the run; images × epochs")
     seed: int = Field(0, ge=0, description="of initialisation, order, views and every draw of an objective")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16: autocast; losses stay in single precision")
+    compile: bool = Field(False, description="torch.compile the encoder: for GPUs; takes a minute, needs a C compiler")
     log_every: int = Field(10, ge=1, description="steps between two rows of metrics")
     checkpoint_every: int = Field(200, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="the newest ones that are kept")
@@ -100,15 +102,22 @@ def train(
     weights = list(objective.parameters())
     meter = Meter(batch_size, state.step)
     look_every, leaving = 1, False
-    iterator = iter(batches)
-    while not leaving and (total_steps is None or state.step < total_steps):
+    iterator, ahead = iter(batches), Ahead(prepare, device)
+
+    def fetch() -> tuple[Raw, Batch] | None:
+        if state.step + (coming is not None) == total_steps:
+            return None
         meter.wait_begins()
         raw = next(iterator, None)
         meter.wait_ends()
-        if raw is None:
-            break
-        batch = prepare(raw)
+        return None if raw is None else (raw, ahead.prepare(raw))
+
+    coming: tuple[Raw, Batch] | None = None
+    coming = fetch()
+    while coming is not None and not leaving:
+        raw, batch = coming[0], ahead.ready(coming[1])
         values, rate = _step(model, state, batch, training, optimizer, batch_size, total_steps, device)
+        coming = fetch()  # while the device is still at the step
         meter.add(values, batch.ids, *account(raw))
         state.step += 1
         on_step(state.step)

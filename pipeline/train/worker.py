@@ -63,7 +63,10 @@ def fresh_state(experiment: Experiment, device: torch.device) -> TrainState:
     """The state before the first step, the same on every rank."""
     torch.manual_seed(experiment.training.seed)
     objective = build_objective(experiment.objective, experiment.encoder)
-    return TrainState.fresh(objective, experiment.optimizer, experiment.data.batch_size, device)
+    state = TrainState.fresh(objective, experiment.optimizer, experiment.data.batch_size, device)
+    if experiment.training.compile:
+        objective.encoder.compile()  # in place: names of weights stay
+    return state
 
 
 @dataclass(frozen=True)
