@@ -14,7 +14,9 @@ def moco_32px() -> Experiment:
     Cost: 400,000 images, each encoded once with gradient and once without.
     Command: feral pretrain moco_32px data.store=STORE
     """
-    return small(MoCo.Config(temperature=0.2, projector_dims=(512, 128)), SGD.model_copy(update={"learning_rate": 0.12}))
+    return small(
+        MoCo.Config(temperature=0.2, projector_dims=(512, 128)), SGD.model_copy(update={"learning_rate": 0.12})
+    )
 
 
 def moco_v1_32px() -> Experiment:
