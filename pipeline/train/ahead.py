@@ -13,7 +13,7 @@ Raw = TypeVar("Raw")
 
 class Ahead(Generic[Raw]):
     """Prepares batches on a stream of the device of their own. What is copied from memory that is not pinned, as Ray's,
-    makes its stream wait; on the one that trains, that would end all overlap of host and device (`feral bench cifar10`)."""
+    makes its stream wait; on the one that trains, that would end all overlap of host and device."""
 
     def __init__(self, prepare: Callable[[Raw], Batch], device: torch.device) -> None:
         self._prepare = prepare

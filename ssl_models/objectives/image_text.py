@@ -13,10 +13,12 @@ from ssl_models.collectives import gather, normalize, rank
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig, TextConfig, TextEncoder
 from ssl_models.objectives.objective import Objective
+from ssl_models.precision import outside_autocast
 
 MAX_LOG_SCALE = math.log(100)
 
 
+@outside_autocast
 def clip_loss(image: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric cross entropy over all pairs of the global batch (Radford et al. 2021, arXiv 2103.00020, fig. 3).
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 on a GPU, without Ray: how good the encoder is, how fast it came, and lightly's own benchmark loop beside it.
+"""CIFAR-10 on a GPU, without Ray: how good the encoder is, how fast it came; lightly's own benchmark loop beside it.
 
 STORE is CIFAR-10, curated (`feral curate cifar10/ --to STORE near_distance=null`); `images` its training folder, for
 lightly, which reads files. lightly's loop is that of its `cifar10_benchmark.py` for SimCLR: its ResNet-18, its head and
@@ -7,6 +7,7 @@ which is the better of what a user could make of it.
 """
 
 import copy
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ def main(
     variants: str = "",
     processes: Annotated[int, Field(ge=1)] = max(1, CORES - 2),
 ) -> list[Table]:
-    """CIFAR-10 on one GPU without Ray: k-NN, minutes, images/s, memory, share of the chip's bf16 peak; and lightly's loop.
+    """CIFAR-10 on one GPU without Ray: k-NN, minutes, images/s, memory, share of the bf16 peak; lightly's loop beside.
 
     Trains each of `recipes` for `epochs` (0: only speed). variants=eager,compiled,lightly,lightly_bf16 measures the
     speed of these first, for `seconds` each.
@@ -103,7 +104,7 @@ def _run(
     stop: int,
     processes: int,
     tell: bool = False,
-    until: float = float("inf"),
+    until: float = math.inf,
 ) -> list[LogRow]:
     stream, views = open_stream(experiment, experiment.data.open()), experiment.device_views()
     rows: list[LogRow] = []
