@@ -29,7 +29,7 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blends with the mean gray value of each image: factor (B,)."""
-    mean = images.mean((2, 3)) @ images.new_tensor(LUMA)  # (B,): the mean of the luma is the luma of the means
+    mean = luma(images.mean((2, 3), keepdim=True)).view(-1)  # (B,): the mean of the luma is the luma of the means
     return (images * _column(factor)).add_(_column(mean * (1 - factor))).clamp_(0, 1)
 
 
@@ -119,7 +119,8 @@ def cutout(images: Tensor, top: Tensor, left: Tensor, side: int, fill: tuple[flo
     place = torch.arange(images.shape[-1], device=images.device)
     rows, columns = (((place >= first[:, None]) & (place < first[:, None] + side)).float() for first in (top, left))
     hidden = (rows[:, :, None] * columns[:, None, :])[:, None]  # (B, 1, S, S) of 0 and 1; `where` takes 3× as long
-    return (images * (1 - hidden)).add_(hidden * images.new_tensor(fill).view(1, 3, 1, 1))
+    filled = torch.cat([hidden * level for level in fill], dim=1)
+    return (images * (1 - hidden)).add_(filled)
 
 
 def _column(values: Tensor) -> Tensor:

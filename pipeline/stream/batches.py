@@ -16,7 +16,7 @@ from pipeline.ingest.verify import quarantined
 from pipeline.stream.patience import Patience
 from pipeline.stream.plan import Plan
 from pipeline.stream.read import Columns, Reader
-from pipeline.stream.views import DeviceViews
+from pipeline.stream.views import DeviceViews, to_device
 from ssl_models.batch import Batch
 from ssl_models.config import Config
 
@@ -199,18 +199,12 @@ def reading_dataset(reader: Reader, references: pa.Table):
 def to_batch(columns: Columns, views: DeviceViews, device: torch.device) -> Batch:
     """Moves a batch to the device and makes its views there."""
     ids, visits = _tensor(columns["number"]), _tensor(columns["visit"])
-    crops = _tensor(columns["crops"]).to(device, non_blocking=True)
-    made = views(crops, ids, visits)
-    if "local_crops" in columns:
-        local = _tensor(columns["local_crops"]).to(device, non_blocking=True)
-        made += views(local, ids, visits, first_view=crops.shape[1])
-    tokens = _tensor(columns["tokens"]).to(device) if "tokens" in columns else None
-    return Batch(
-        views=made,
-        ids=ids.to(device),
-        tokens=tokens,
-        labels=_tensor(columns["label"]).to(device),
-    )
+    wanted = [name for name in ("crops", "local_crops", "tokens", "label") if name in columns]
+    moved = {name: to_device(_tensor(columns[name]), device) for name in wanted}
+    made = views(moved["crops"], ids, visits)
+    if "local_crops" in moved:
+        made += views(moved["local_crops"], ids, visits, first_view=len(made))
+    return Batch(views=made, ids=to_device(ids, device), tokens=moved.get("tokens"), labels=moved["label"])
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

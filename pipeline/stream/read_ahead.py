@@ -8,7 +8,7 @@ INPUTS_AHEAD = 4  # tasks whose input, a number, is ready
 
 
 class ReadAhead(BackpressurePolicy):
-    """Starts a task while fewer than `resource_limits.cpu` run and less waits than `resource_limits.object_store_memory`.
+    """Starts a task while fewer than `resource_limits.cpu` run and less than the memory of these limits waits.
 
     Running tasks may always hand over what they have made. Ray's own policies (2.60) divide the memory into budgets for
     running tasks, their outputs and what waits in order, and stop tasks in their middle; with `preserve_order` the

@@ -4,9 +4,9 @@ All parameters come from (seed, visit, sample id), so the views of sample i in e
 *visit* is the epoch and, where weights give a sample several entries in an epoch, which of them: see `Stream`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated
 
 import torch
@@ -137,6 +137,9 @@ class DeviceViews:
         return (images * std + mean).clamp(0, 1)
 
 
+Decision = tuple[Operation, tuple[str, ...], list[int]]  # with the names of its amounts, and the rows it is for
+
+
 class _Distortion:
     """One view of one batch: who takes which operation is decided on the CPU, how much of it lies on the device."""
 
@@ -148,50 +151,63 @@ class _Distortion:
         self._hidden = max(1, round(config.cutout_size * size))  # pixels a side of the square of cutout
         draws = uniform(seed, visits, ids, len(DRAWS), f"colour{view}")  # (B, draws)
         self._draws = dict(zip(DRAWS, draws.T.tolist(), strict=True))
-        columns = dict(zip(DRAWS, draws.to(device).unbind(1), strict=True))
+        columns = dict(zip(DRAWS, to_device(draws, device).unbind(1), strict=True))
         ranges = {
             name: (middle - strength, middle + strength)
             for (name, (_, middle)), strength in zip(JITTER.items(), config.jitter, strict=True)
         } | {"sigma": config.blur_sigma}
         self._amounts = {name: between(columns[name], *bounds).float() for name, bounds in ranges.items()}
         self._amounts |= {name: (columns[name] * (size - self._hidden + 1)).long() for name in ("top", "left")}
-        self._amounts |= {"id": ids.to(device), "visit": visits.to(device)}
+        self._amounts |= {"id": to_device(ids, device), "visit": to_device(visits, device)}
 
     def __call__(self, images: Tensor, first: int) -> Tensor:
         """(n, 3, S, S) of the samples from `first` on, in [0, 1]; may be written to."""
+        count = len(images)
+        decisions = [decision for decision in self._decisions(first, count) if decision[2]]
+        partial_rows = [rows for *_, rows in decisions if len(rows) < count]
+        places = iter(_indices(partial_rows, images.device))
+        for operation, amounts, rows in decisions:
+            mine = [self._amounts[name][first : first + count] for name in amounts]
+            if len(rows) == count:
+                images = operation(images, *mine)
+            else:
+                chosen = next(places)
+                images.index_copy_(0, chosen, operation(images[chosen], *(amount[chosen] for amount in mine)))
+        return images
+
+    def _decisions(self, first: int, count: int) -> Iterator[Decision]:
+        """In the order of ViewsConfig."""
 
         def rows(operation: str) -> list[int]:
-            return self._below(operation, getattr(self._config, operation), first, len(images))
+            return self._below(operation, getattr(self._config, operation), first, count)
 
-        on = partial(self._on, first=first)
-        images = on(images, rows("flip"), pixels.flip)
+        yield pixels.flip, (), rows("flip")
         rotated = rows("rotate")
         for quarters in (1, 2, 3):
             turned = [row for row in rotated if int(1 + 3 * self._draws["angle"][first + row]) == quarters]
-            images = on(images, turned, partial(pixels.rotate, quarters=quarters))
-        images = self._jitter(images, first)
-        images = on(images, rows("grayscale"), pixels.grayscale)
-        images = on(images, rows("blur"), pixels.gaussian_blur, "sigma")
-        images = on(images, rows("solarize"), pixels.solarize)
-        images = on(images, rows("sobel"), pixels.sobel)
+            yield partial(pixels.rotate, quarters=quarters), (), turned
+        yield from self._jitter(first, count)
+        yield pixels.grayscale, (), rows("grayscale")
+        yield pixels.gaussian_blur, ("sigma",), rows("blur")
+        yield pixels.solarize, (), rows("solarize")
+        yield pixels.sobel, (), rows("sobel")
         if self._config.noise_sigma:
-            images = on(images, rows("noise"), self._noisy, "id", "visit")
+            yield self._noisy, ("id", "visit"), rows("noise")
         square = partial(pixels.cutout, side=self._hidden, fill=self._fill)
-        return on(images, rows("cutout"), square, "top", "left")
+        yield square, ("top", "left"), rows("cutout")
 
-    def _jitter(self, images: Tensor, first: int) -> Tensor:
+    def _jitter(self, first: int, count: int) -> Iterator[Decision]:
         """Each sample applies the four operations in its own order."""
-        active = self._below("jitter", self._config.jitter_probability, first, len(images))
-        order = dict[int, list[int]]()
-        for row in active:
-            ranks = [self._draws[f"turn_{name}"][first + row] for name in JITTER]
-            order[row] = sorted(range(4), key=ranks.__getitem__)
-        for turn in range(4):
+        turns: list[dict[int, list[int]]] = [{number: [] for number in range(len(JITTER))} for _ in JITTER]
+        draws = [self._draws[f"turn_{name}"] for name in JITTER]
+        for row in self._below("jitter", self._config.jitter_probability, first, count):
+            ranks = [column[first + row] for column in draws]
+            for turn, number in zip(turns, sorted(range(len(JITTER)), key=ranks.__getitem__), strict=True):
+                turn[number].append(row)
+        for turn in turns:
             for number, (name, (operation, _)) in enumerate(JITTER.items()):
                 if self._config.jitter[number]:
-                    chosen = [row for row in active if order[row][turn] == number]
-                    images = self._on(images, chosen, operation, name, first=first)
-        return images
+                    yield operation, (name,), turn[number]
 
     def _noisy(self, images: Tensor, ids: Tensor, visits: Tensor) -> Tensor:
         noise = normal(self._seed, visits, ids, images[0].numel(), f"noise{self._view}")
@@ -204,15 +220,16 @@ class _Distortion:
         draws = self._draws[name][first : first + count]
         return [row for row, draw in enumerate(draws) if draw < probability]
 
-    def _on(self, images: Tensor, rows: list[int], operation: Operation, *amounts: str, first: int) -> Tensor:
-        """Applies an operation to the chosen rows only."""
-        if not rows:
-            return images
-        mine = [self._amounts[name][first : first + len(images)] for name in amounts]
-        if len(rows) == len(images):
-            return operation(images, *mine)
-        chosen = torch.tensor(rows).to(images.device, non_blocking=True)
-        return images.index_copy_(0, chosen, operation(images[chosen], *(amount[chosen] for amount in mine)))
+
+def _indices(rows: list[list[int]], device: torch.device) -> tuple[Tensor, ...]:
+    """The lists as tensors, moved all at once."""
+    joined = torch.tensor([row for some in rows for row in some], dtype=torch.int64)
+    return to_device(joined, device).split([len(some) for some in rows])
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Does not wait for what a GPU still has to do, as copies from memory that is not pinned would."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _at_a_time(values: int) -> int:
@@ -225,5 +242,6 @@ def between(draws: Tensor, low: float, high: float) -> Tensor:
     return low + draws * (high - low)
 
 
+@lru_cache
 def _channels(values: Channels, device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(1, 3, 1, 1)
