@@ -5,11 +5,19 @@ import difflib
 from collections.abc import Callable
 
 from jobs.recipes.image_text import clip_small
+from jobs.recipes.masked import context_encoder_32px, context_encoder_adversarial_32px, mae_32px, simmim_32px
+from jobs.recipes.predictive import cpc_32px
+from jobs.recipes.pretext import jigsaw_32px, relative_patch_32px, rotation_32px
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
 from pipeline.experiment import Experiment
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
-    recipe.__name__: recipe for recipe in (demo, simclr_32px, mae_64px, clip_small)
+    recipe.__name__: recipe
+    for recipe in (
+        *(demo, simclr_32px, mae_64px, clip_small),
+        *(cpc_32px, simmim_32px, mae_32px, context_encoder_32px, context_encoder_adversarial_32px),
+        *(rotation_32px, relative_patch_32px, jigsaw_32px),
+    )
 }
 
 

@@ -5,14 +5,26 @@ from typing import TYPE_CHECKING, Any, Union
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives.contrastive import SimCLR
 from ssl_models.objectives.image_text import CLIP
-from ssl_models.objectives.masked import MAE
+from ssl_models.objectives.inpainting import AdversarialContextEncoder, ContextEncoder
+from ssl_models.objectives.masked import MAE, SimMIM
 from ssl_models.objectives.objective import Objective
+from ssl_models.objectives.predictive import CPC
+from ssl_models.objectives.pretext import Jigsaw, RelativePatch, Rotation
 
 OBJECTIVES: dict[str, type[Objective]] = {
     # contrastive
     "simclr": SimCLR,
+    # predictive
+    "cpc": CPC,
     # masked
     "mae": MAE,
+    "simmim": SimMIM,
+    "context_encoder": ContextEncoder,
+    "context_encoder_adversarial": AdversarialContextEncoder,
+    # pretext
+    "rotation": Rotation,
+    "relative_patch": RelativePatch,
+    "jigsaw": Jigsaw,
     # image_text
     "clip": CLIP,
 }
