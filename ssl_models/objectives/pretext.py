@@ -47,8 +47,8 @@ class Rotation(Objective):
     """Unsupervised representation learning by predicting image rotations (Gidaris et al. 2018, arXiv 1803.07728):
     all four turns of an image stand in the same batch.
 
-    Turns exchange rows and columns and interpolate nothing. A crop that is stretched leaves a blur with a direction: use
-    views.crop_ratio=(1, 1). Images without an upright position (aerial, texture, microscopy) teach it nothing.
+    Turns exchange rows and columns and interpolate nothing. A crop that is stretched leaves a blur with a direction:
+    use views.crop_ratio=(1, 1). Images without an upright position (aerial, texture, microscopy) teach it nothing.
     """
 
     class Config(Config):
