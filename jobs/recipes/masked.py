@@ -5,7 +5,7 @@ from pipeline.experiment import Experiment
 from ssl_models.objectives import MAE, AdversarialContextEncoder, ContextEncoder, SimMIM
 from ssl_models.optimizers import OptimizerConfig
 
-# MAE's and SimMIM's, which have 0.95 and 0.999 for the second beta and no warm-up so short.
+# MAE's, but for the length of the warm-up and the clipping; SimMIM's has a second beta of 0.999.
 _ADAM_VIT = OptimizerConfig(
     name="adamw", learning_rate=1.5e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup=0.1, clip_gradient=3.0
 )

@@ -138,7 +138,7 @@ class AdversarialContextEncoder(ContextEncoder):
 
     class Config(ContextEncoder.Config):
         name: Literal["context_encoder_adversarial"] = "context_encoder_adversarial"  # type: ignore[assignment]
-        hole: Literal["central"] = "central"
+        hole: Literal["central"] = Field("central", description="a square in the middle: what the discriminator sees")
         overlap: int = Field(
             1, ge=0, description="pixels around the hole that are predicted, too; the paper's 7 of 128"
         )
