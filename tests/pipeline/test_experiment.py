@@ -54,7 +54,7 @@ def test_an_objective_that_does_not_fit_the_encoder_is_refused():
 
 
 def test_views_are_not_turned_where_directions_are_learned():
-    with pytest.raises(ValueError, match="views.rotate=0.5: objective 'rotation' learns directions.*views.rotate=0"):
+    with pytest.raises(ValueError, match=r"views.rotate=0.5: objective 'rotation' learns directions.*views.rotate=0"):
         RECIPES["rotation_32px"]().override({"views.rotate": 0.5})
     assert RECIPES["simclr_32px"]().override({"views.rotate": 0.5}).views.rotate == 0.5
 
