@@ -62,6 +62,11 @@ class Experiment(Config):
                 f"views.local_crops={self.views.local_crops}: objective {self.objective.name!r} takes no local crops; "
                 f"those that do: {', '.join(takers) or 'none yet'}; use views.local_crops=0"
             )
+        if self.views.rotate and OBJECTIVES[self.objective.name].upright:
+            raise ValueError(
+                f"views.rotate={self.views.rotate}: objective {self.objective.name!r} learns directions, and a turned "
+                "view has other ones than its label says; use views.rotate=0"
+            )
         patch, size = self.encoder.patch_size, self.encoder.image_size
         if patch is not None and size % patch:
             raise ValueError(

@@ -126,6 +126,17 @@ class ImageEncoder(nn.Module):
         tokens = torch.cat([prefix.expand(len(images), -1, -1), patches], dim=1)
         return vit.norm(vit.blocks(vit.norm_pre(tokens)))
 
+    def masked_tokens(self, images: Tensor, mask: Tensor, token: Tensor) -> Tensor:
+        """Encodes all patches, those in `mask` (B, L) replaced by `token` (dim,): (B, L, dim).
+
+        Positions are added to the token as to any patch (Xie et al. 2021, SimMIM).
+        """
+        vit = self.model
+        patches = vit.patch_embed(images)  # (B, L, dim), or (B, rows, columns, dim) where sizes may vary
+        hidden = mask.view(*patches.shape[:-1], 1)
+        tokens = vit._pos_embed(torch.where(hidden, token.to(patches.dtype), patches))  # (B, prefix + L, dim)
+        return vit.norm(vit.blocks(vit.norm_pre(tokens)))[:, vit.num_prefix_tokens :]
+
     def fix_positions(self) -> None:
         """Replaces the learned positional embedding of a ViT by fixed 2-D sine-cosine.
 

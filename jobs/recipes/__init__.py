@@ -8,6 +8,9 @@ from jobs.recipes.cifar10 import byol_cifar10, moco_cifar10, simclr_cifar10, sim
 from jobs.recipes.distillation import byol_32px, dino_32px, simsiam_32px
 from jobs.recipes.image_text import clip_small
 from jobs.recipes.moco import moco_32px, moco_v1_32px, moco_v3_32px
+from jobs.recipes.masked import context_encoder_32px, context_encoder_adversarial_32px, mae_32px, simmim_32px
+from jobs.recipes.predictive import cpc_32px
+from jobs.recipes.pretext import jigsaw_32px, relative_patch_32px, rotation_32px
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
 from pipeline.experiment import Experiment
 
@@ -28,6 +31,9 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
         moco_cifar10,
         byol_cifar10,
         simsiam_cifar10,
+        *(demo, simclr_32px, mae_64px, clip_small),
+        *(cpc_32px, simmim_32px, mae_32px, context_encoder_32px, context_encoder_adversarial_32px),
+        *(rotation_32px, relative_patch_32px, jigsaw_32px),
     )
 }
 

@@ -22,6 +22,7 @@ TWO_VIEWS = ViewsConfig(crop_scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1))
 # The views differ (Grill et al. 2020, BYOL, table 6), but for blur, which 32 pixels do not survive.
 ASYMMETRIC = ViewsConfig(crop_scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), solarize=(0.0, 0.2))
 CROP_ONLY = ViewsConfig(crop_scale=(0.2, 1.0), jitter=(0, 0, 0, 0), jitter_probability=0, grayscale=0)
+ADAM = OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=1e-4, betas=(0.9, 0.999), warmup=0.05)
 SGD = OptimizerConfig(name="sgd", learning_rate=0.4, weight_decay=5e-4, warmup=0.05)
 
 

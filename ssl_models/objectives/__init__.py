@@ -8,7 +8,11 @@ from ssl_models.objectives.distillation import BYOL, DINO, SimSiam
 from ssl_models.objectives.image_text import CLIP
 from ssl_models.objectives.masked import MAE
 from ssl_models.objectives.moco import MoCo, MoCoV3
+from ssl_models.objectives.inpainting import AdversarialContextEncoder, ContextEncoder
+from ssl_models.objectives.masked import MAE, SimMIM
 from ssl_models.objectives.objective import Objective
+from ssl_models.objectives.predictive import CPC
+from ssl_models.objectives.pretext import Jigsaw, RelativePatch, Rotation
 
 OBJECTIVES: dict[str, type[Objective]] = {
     # contrastive
@@ -19,8 +23,17 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "byol": BYOL,
     "simsiam": SimSiam,
     "dino": DINO,
+    # predictive
+    "cpc": CPC,
     # masked
     "mae": MAE,
+    "simmim": SimMIM,
+    "context_encoder": ContextEncoder,
+    "context_encoder_adversarial": AdversarialContextEncoder,
+    # pretext
+    "rotation": Rotation,
+    "relative_patch": RelativePatch,
+    "jigsaw": Jigsaw,
     # image_text
     "clip": CLIP,
 }

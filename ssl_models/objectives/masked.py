@@ -1,10 +1,11 @@
 """Masked objectives: most of an image is hidden and predicted from the rest."""
 
+import math
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_models.batch import Batch, Step, uniform
 from ssl_models.config import Config
@@ -36,6 +37,25 @@ def masked_loss(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:
     """
     error = (prediction.to(target.dtype) - target).square().mean(-1)  # (B, L)
     return (error * masked).sum() / masked.sum()
+
+
+def masked_l1(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    """Mean absolute error over the hidden pixels only (Xie et al. 2021, arXiv 2111.09886, section 3.4).
+
+    Args: as `masked_loss`.
+    """
+    error = (prediction.to(target.dtype) - target).abs().mean(-1)  # (B, L)
+    return (error * masked).sum() / masked.sum()
+
+
+def block_mask(draws: Tensor, ratio: float, rows: int, times: int) -> Tensor:
+    """A mask of whole blocks: (B, rows²) uniform draws → (B, (rows · times)²) bool, row-major, True where hidden.
+
+    Every sample hides the blocks of its ⌈ratio · rows²⌉ smallest draws; a block is `times` × `times` patches.
+    """
+    blocks = draws.argsort(1).argsort(1) < math.ceil(ratio * rows**2)
+    blocks = blocks.view(-1, rows, rows).repeat_interleave(times, 1).repeat_interleave(times, 2)
+    return blocks.flatten(1)
 
 
 def normalize_patches(patches: Tensor) -> Tensor:
@@ -112,3 +132,50 @@ class MAE(Objective):
         pictures = (true * (1 - hidden), true * (1 - hidden) + prediction * hidden)
         grey, filled = (unpatchify(picture, self.patch_size, self.grid[0]) for picture in pictures)
         return grey, filled
+
+
+class SimMIM(Objective):
+    """SimMIM: a simple framework for masked image modeling (Xie et al. 2021, arXiv 2111.09886): hidden patches enter
+    the encoder as a mask token, and one linear layer predicts their pixels."""
+
+    class Config(Config):
+        name: Literal["simmim"] = "simmim"
+        mask_ratio: float = Field(0.6, gt=0, lt=1, description="share of the image that is hidden")
+        mask_size: int = Field(
+            8,
+            ge=1,
+            description="pixels a side of what is hidden together; the paper's 32 at 224 pixels",
+        )
+
+    def __init__(self, config: Config, encoder: EncoderConfig) -> None:
+        super().__init__(config, encoder)
+        from timm.models import VisionTransformer
+
+        if not isinstance(self.encoder.model, VisionTransformer):
+            raise ValueError(
+                f"objective simmim needs a plain ViT as encoder, got {type(self.encoder.model).__name__}: choose for "
+                "example encoder.name=vit_tiny_patch16_224"
+            )
+        self.mask_ratio = config.mask_ratio
+        self.patch_size: int = self.encoder.model.patch_embed.patch_size[0]
+        if config.mask_size % self.patch_size or encoder.image_size % config.mask_size:
+            raise ValueError(
+                f"objective.mask_size={config.mask_size} must be a multiple of the encoder's patch of "
+                f"{self.patch_size} pixels and divide encoder.image_size={encoder.image_size}"
+            )
+        self.blocks, self.patches_a_block = encoder.image_size // config.mask_size, config.mask_size // self.patch_size
+        if math.ceil(config.mask_ratio * self.blocks**2) == self.blocks**2:
+            raise ValueError(
+                f"objective.mask_ratio={config.mask_ratio} hides all {self.blocks**2} blocks of an image: lower it, or "
+                "objective.mask_size"
+            )
+        self.mask_token = nn.Parameter(torch.zeros(self.encoder.dim))
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.predict = nn.Linear(self.encoder.dim, 3 * self.patch_size**2)
+
+    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        images = batch.views[0]
+        draws = uniform(step.seed, step.number, batch.ids, self.blocks**2, "mask")
+        masked = block_mask(draws, self.mask_ratio, self.blocks, self.patches_a_block)
+        prediction = self.predict(self.encoder.masked_tokens(images, masked, self.mask_token))  # (B, L, patch_dim)
+        return {"loss": masked_l1(prediction, patchify(images, self.patch_size), masked)}

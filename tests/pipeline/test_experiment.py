@@ -53,6 +53,12 @@ def test_an_objective_that_does_not_fit_the_encoder_is_refused():
         ).check_model()
 
 
+def test_views_are_not_turned_where_directions_are_learned():
+    with pytest.raises(ValueError, match=r"views.rotate=0.5: objective 'rotation' learns directions.*views.rotate=0"):
+        RECIPES["rotation_32px"]().override({"views.rotate": 0.5})
+    assert RECIPES["simclr_32px"]().override({"views.rotate": 0.5}).views.rotate == 0.5
+
+
 def test_needs_of_the_objective_are_compared_with_the_store(small_experiment, small_store):
     small_experiment.check(small_store)
     with pytest.raises(ValueError, match=r"data.batch_size=512 exceeds the \d+ training images"):

@@ -1,0 +1,56 @@
+"""Recipes of masked objectives."""
+
+from jobs.recipes.sizes import ADAM, CROP_ONLY, VIT_32PX, small
+from pipeline.experiment import Experiment
+from ssl_models.objectives import MAE, AdversarialContextEncoder, ContextEncoder, SimMIM
+from ssl_models.optimizers import OptimizerConfig
+
+# MAE's, but for the length of the warm-up and the clipping; SimMIM's has a second beta of 0.999.
+_ADAM_VIT = OptimizerConfig(
+    name="adamw", learning_rate=1.5e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup=0.1, clip_gradient=3.0
+)
+
+
+def mae_32px() -> Experiment:
+    """MAE for 32-pixel images: a ViT-Ti of six blocks, 4-pixel patches, three quarters hidden.
+
+    Paper: He et al. 2021, arXiv 2111.06377.
+    Result: not yet measured.
+    Cost: not yet measured.
+    Command: feral pretrain mae_32px data.store=STORE
+    """
+    return small(MAE.Config(), _ADAM_VIT, encoder=VIT_32PX, views=CROP_ONLY)
+
+
+def simmim_32px() -> Experiment:
+    """SimMIM for 32-pixel images: the encoder of mae_32px, six tenths hidden in squares of 8 pixels.
+
+    Paper: Xie et al. 2021, arXiv 2111.09886.
+    Result: not yet measured.
+    Cost: not yet measured.
+    Command: feral pretrain simmim_32px data.store=STORE
+    """
+    return small(SimMIM.Config(), _ADAM_VIT, encoder=VIT_32PX, views=CROP_ONLY)
+
+
+def context_encoder_32px() -> Experiment:
+    """A context encoder that fills random holes of a quarter of the image by squared error.
+
+    Paper: Pathak et al. 2016, arXiv 1604.07379.
+    Result: not yet measured.
+    Cost: not yet measured.
+    Command: feral pretrain context_encoder_32px data.store=STORE
+    """
+    return small(ContextEncoder.Config(), ADAM, views=CROP_ONLY)
+
+
+def context_encoder_adversarial_32px() -> Experiment:
+    """A context encoder whose central hole of 16 pixels must fool a discriminator, too.
+
+    Paper: Pathak et al. 2016, arXiv 1604.07379; the rate and β₁ of DCGAN.
+    Result: not yet measured.
+    Cost: not yet measured.
+    Command: feral pretrain context_encoder_adversarial_32px data.store=STORE
+    """
+    optimizer = OptimizerConfig(name="adamw", learning_rate=5e-4, weight_decay=1e-4, betas=(0.5, 0.999))
+    return small(AdversarialContextEncoder.Config(), optimizer, views=CROP_ONLY)

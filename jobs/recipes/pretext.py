@@ -1,0 +1,42 @@
+"""Recipes of pretext tasks."""
+
+from jobs.recipes.sizes import CROP_ONLY, SGD, small
+from pipeline.experiment import Experiment
+from ssl_models.objectives import Jigsaw, RelativePatch, Rotation
+
+# A stretched crop leaves a blur with a direction; a small one shows textures, which have neither top nor neighbours.
+_SQUARE = CROP_ONLY.model_copy(update={"crop_scale": (0.5, 1.0), "crop_ratio": (1.0, 1.0)})
+_RATE = SGD.model_copy(update={"learning_rate": 0.1})
+
+
+def rotation_32px() -> Experiment:
+    """Rotation: each image in all four turns, so that a step costs twice SimCLR's.
+
+    Paper: Gidaris et al. 2018, arXiv 1803.07728.
+    Result: not yet measured.
+    Cost: not yet measured.
+    Command: feral pretrain rotation_32px data.store=STORE
+    """
+    return small(Rotation.Config(), _RATE, views=_SQUARE)
+
+
+def relative_patch_32px() -> Experiment:
+    """Relative patch location with pairs of 8-pixel patches: a smoke test, there is little to see in so few pixels.
+
+    Paper: Doersch et al. 2015, arXiv 1505.05192.
+    Result: not yet measured.
+    Cost: not yet measured.
+    Command: feral pretrain relative_patch_32px data.store=STORE
+    """
+    return small(RelativePatch.Config(), _RATE, views=_SQUARE)
+
+
+def jigsaw_32px() -> Experiment:
+    """Jigsaw puzzles of nine 8-pixel tiles, a third of the images without colours.
+
+    Paper: Noroozi and Favaro 2016, arXiv 1603.09246.
+    Result: not yet measured.
+    Cost: not yet measured.
+    Command: feral pretrain jigsaw_32px data.store=STORE
+    """
+    return small(Jigsaw.Config(), _RATE, views=_SQUARE.model_copy(update={"grayscale": 0.3}))
