@@ -4,12 +4,36 @@ that was measured (or "not yet measured"), the cost, and the command."""
 import difflib
 from collections.abc import Callable
 
+from jobs.recipes.generative import (
+    autoencoder_32px,
+    bigan_32px,
+    colorization_32px,
+    denoising_autoencoder_32px,
+    sparse_autoencoder_32px,
+    split_brain_32px,
+    vae_32px,
+)
 from jobs.recipes.image_text import clip_small
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
+from jobs.recipes.supervised import supervised_32px
 from pipeline.experiment import Experiment
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
-    recipe.__name__: recipe for recipe in (demo, simclr_32px, mae_64px, clip_small)
+    recipe.__name__: recipe
+    for recipe in (
+        demo,
+        simclr_32px,
+        mae_64px,
+        clip_small,
+        autoencoder_32px,
+        denoising_autoencoder_32px,
+        sparse_autoencoder_32px,
+        vae_32px,
+        bigan_32px,
+        colorization_32px,
+        split_brain_32px,
+        supervised_32px,
+    )
 }
 
 

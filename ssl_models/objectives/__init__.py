@@ -3,16 +3,29 @@
 from typing import TYPE_CHECKING, Any, Union
 
 from ssl_models.encoders import EncoderConfig
+from ssl_models.objectives.adversarial import BiGAN
+from ssl_models.objectives.colour import Colorization, SplitBrain
 from ssl_models.objectives.contrastive import SimCLR
+from ssl_models.objectives.generative import VAE, Autoencoder
 from ssl_models.objectives.image_text import CLIP
 from ssl_models.objectives.masked import MAE
 from ssl_models.objectives.objective import Objective
+from ssl_models.objectives.supervised import Supervised
 
 OBJECTIVES: dict[str, type[Objective]] = {
     # contrastive
     "simclr": SimCLR,
     # masked
     "mae": MAE,
+    # pretext
+    "colorization": Colorization,
+    # generative
+    "autoencoder": Autoencoder,
+    "vae": VAE,
+    "bigan": BiGAN,
+    "split_brain": SplitBrain,
+    # supervised
+    "supervised": Supervised,
     # image_text
     "clip": CLIP,
 }

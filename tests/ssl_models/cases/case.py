@@ -29,6 +29,7 @@ class Case:
     start: tuple[float, float]  # bounds of a fresh model's loss
     floor: float  # 150 steps on one batch bring the loss below it; above it at the start. Say why in a comment
     rate: float = 1e-2  # of AdamW, for those steps
+    alone: str | None = None  # the one phase that those steps train, of a game: its losses cannot fall together
     local_crops: int = 0  # smaller views after the first ones
     unmoved: tuple[str, ...] = ()  # beginnings of names of trainable parameters that two steps may leave as they are
     golden: float = 5e-4  # how far other processors may be after 20 steps
