@@ -134,7 +134,7 @@ def test_vae_survives_an_extreme_posterior_and_counts_active_units():
     objective, noise = VAE(VAE.Config(latent_dim=6), RESNET), batch("vae")
     torch.nn.init.zeros_(objective.posterior.weight)
     with torch.no_grad():
-        objective.posterior.bias.copy_(torch.tensor([1.0, 1, 0, 0, 0, 0] + [0, 0, 0, 0, 1e4, -1e4]))
+        objective.posterior.bias.copy_(torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1e4, -1e4]))
     values = objective(noise, Step(0, 0.9, 0))
     assert torch.isfinite(values["loss"])
     assert values["active_units"] == 4  # two by their mean, two by their variance
