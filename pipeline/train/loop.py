@@ -159,5 +159,7 @@ def _step(
         phase_optimizer.step()
         prefix = "" if len(state.optimizers) == 1 else f"{phase}/"
         logged |= {prefix + name: value.detach() for name, value in values.items()}
+    if len(state.optimizers) > 1:
+        logged["loss"] = torch.stack([logged[f"{phase}/loss"] for phase in state.optimizers]).sum()
     state.objective.after_step(Step(state.step, progress, training.seed))
     return logged, rate
