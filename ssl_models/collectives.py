@@ -30,6 +30,17 @@ def mean_over_ranks(local: Tensor) -> Tensor:
     return _Sum.apply(local) / world_size() if world_size() > 1 else local
 
 
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Σ w v / Σ w over the *global* batch, where ranks may hold unequal weights; 0 where all weights are 0.
+
+    Ranks return unequal shares whose mean, and the mean of whose gradients, is that of the whole; no gradient reaches
+    the weights. A rank's own Σ w v / Σ w would count each sample of a rank with few of them more.
+    """
+    weights = weights.detach().expand_as(values)
+    total = mean_over_ranks(weights.sum())
+    return (values * weights).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
 class _Gather(Function):
     @staticmethod
     def forward(ctx, local: Tensor) -> Tensor:

@@ -102,3 +102,58 @@ class MaskedDecoder(nn.Module):
         patches = torch.gather(patches, 1, restore[:, :, None].expand(-1, -1, patches.shape[-1]))
         tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.positions
         return self.predict(self.norm(self.blocks(tokens))[:, 1:])
+
+
+def halvings(side: int) -> list[int]:
+    """Sides of the maps from at most 4 pixels up to `side`, each half of the next, rounded up: 32 → [4, 8, 16, 32]."""
+    sides = [side]
+    while sides[0] > 4:
+        sides.insert(0, -(-sides[0] // 2))
+    return sides
+
+
+class ConvolutionalDecoder(nn.Module):
+    """A vector → an image: (B, in_dim) → (B, 3, image_size, image_size), without bounds.
+
+    Maps double from 4 × 4, by repeating pixels and a 3×3 convolution: strided transposes leave a checkerboard.
+    GroupNorm: an image is what its vector makes it, whatever else is in the batch.
+
+    Args:
+        width: channels at full size, a multiple of 4; twice as many at half the size, up to eight times.
+    """
+
+    def __init__(self, in_dim: int, image_size: int, width: int) -> None:
+        super().__init__()
+        sides = halvings(image_size)
+        widths = [width * min(8, 2 ** (len(sides) - 1 - place)) for place in range(len(sides))]
+        self.shape = (widths[0], sides[0], sides[0])
+        self.start = nn.Linear(in_dim, widths[0] * sides[0] ** 2)
+        layers: list[nn.Module] = [nn.GroupNorm(4, widths[0]), nn.ReLU(inplace=True)]
+        for side, before, after in zip(sides[1:], widths[:-1], widths[1:], strict=True):
+            layers += [nn.Upsample(side), nn.Conv2d(before, after, 3, padding=1, bias=False)]
+            layers += [nn.GroupNorm(4, after), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 3, 3, padding=1))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.layers(self.start(vectors).unflatten(1, self.shape))
+
+
+class MapDecoder(nn.Module):
+    """An encoder's feature map → a prediction at every place of a `side` × `side` map: (B, in_dim, h, w) →
+    (B, out_dim, side, side)."""
+
+    def __init__(self, in_dim: int, width: int, out_dim: int, side: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_dim, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Upsample((side, side), mode="bilinear"),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, out_dim, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)

@@ -68,8 +68,7 @@ def grayscale(images: Tensor) -> Tensor:
 
 def luma(images: Tensor) -> Tensor:
     """(B, 1, H, W)."""
-    red, green, blue = images.split(1, dim=1)
-    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    return _weighted(images, LUMA)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
@@ -121,6 +120,35 @@ def cutout(images: Tensor, top: Tensor, left: Tensor, side: int, fill: tuple[flo
     hidden = (rows[:, :, None] * columns[:, None, :])[:, None]  # (B, 1, S, S) of 0 and 1; `where` takes 3× as long
     filled = torch.cat([hidden * level for level in fill], dim=1)
     return (images * (1 - hidden)).add_(filled)
+
+
+def rgb_to_lab(images: Tensor) -> Tensor:
+    """sRGB → CIE L*a*b* (CIE 15) under D65 and the 2° observer: L in [0, 100], a and b from about -108 to 98.
+
+    Written out channel by channel: as a product of matrices, autocast would take it in half precision.
+    """
+    linear = torch.where(images <= 0.04045, images / 12.92, ((images.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
+    x, y, z = (_lab_root(_weighted(linear, weights)) for weights in _XYZ)  # of each channel over that of white
+    return torch.cat([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+
+
+# Linear sRGB → XYZ (IEC 61966-2-1), each row divided by the white of D65.
+_XYZ = (
+    (0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883),
+)
+
+
+def _lab_root(ratio: Tensor) -> Tensor:
+    """The cube root, with CIE's straight line below (6/29)³."""
+    least = (6 / 29) ** 3
+    return torch.where(ratio > least, ratio.clamp(min=least) ** (1 / 3), ratio / (3 * (6 / 29) ** 2) + 4 / 29)
+
+
+def _weighted(images: Tensor, weights: tuple[float, float, float]) -> Tensor:
+    red, green, blue = images.split(1, dim=1)
+    return (red * weights[0]).add_(green, alpha=weights[1]).add_(blue, alpha=weights[2])
 
 
 def _column(values: Tensor) -> Tensor:

@@ -6,12 +6,22 @@ from collections.abc import Callable
 
 from jobs.recipes.cifar10 import byol_cifar10, moco_cifar10, simclr_cifar10, simsiam_cifar10
 from jobs.recipes.distillation import byol_32px, dino_32px, simsiam_32px
+from jobs.recipes.generative import (
+    autoencoder_32px,
+    bigan_32px,
+    colorization_32px,
+    denoising_autoencoder_32px,
+    sparse_autoencoder_32px,
+    split_brain_32px,
+    vae_32px,
+)
 from jobs.recipes.image_text import clip_small
 from jobs.recipes.moco import moco_32px, moco_v1_32px, moco_v3_32px
 from jobs.recipes.masked import context_encoder_32px, context_encoder_adversarial_32px, mae_32px, simmim_32px
 from jobs.recipes.predictive import cpc_32px
 from jobs.recipes.pretext import jigsaw_32px, relative_patch_32px, rotation_32px
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
+from jobs.recipes.supervised import supervised_32px
 from pipeline.experiment import Experiment
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
@@ -34,6 +44,14 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
         *(demo, simclr_32px, mae_64px, clip_small),
         *(cpc_32px, simmim_32px, mae_32px, context_encoder_32px, context_encoder_adversarial_32px),
         *(rotation_32px, relative_patch_32px, jigsaw_32px),
+        autoencoder_32px,
+        denoising_autoencoder_32px,
+        sparse_autoencoder_32px,
+        vae_32px,
+        bigan_32px,
+        colorization_32px,
+        split_brain_32px,
+        supervised_32px,
     )
 }
 

@@ -3,8 +3,11 @@
 from typing import TYPE_CHECKING, Any, Union
 
 from ssl_models.encoders import EncoderConfig
+from ssl_models.objectives.adversarial import BiGAN
+from ssl_models.objectives.colour import Colorization, SplitBrain
 from ssl_models.objectives.contrastive import SimCLR
 from ssl_models.objectives.distillation import BYOL, DINO, SimSiam
+from ssl_models.objectives.generative import VAE, Autoencoder
 from ssl_models.objectives.image_text import CLIP
 from ssl_models.objectives.masked import MAE
 from ssl_models.objectives.moco import MoCo, MoCoV3
@@ -13,6 +16,7 @@ from ssl_models.objectives.masked import MAE, SimMIM
 from ssl_models.objectives.objective import Objective
 from ssl_models.objectives.predictive import CPC
 from ssl_models.objectives.pretext import Jigsaw, RelativePatch, Rotation
+from ssl_models.objectives.supervised import Supervised
 
 OBJECTIVES: dict[str, type[Objective]] = {
     # contrastive
@@ -34,6 +38,14 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "rotation": Rotation,
     "relative_patch": RelativePatch,
     "jigsaw": Jigsaw,
+    "colorization": Colorization,
+    # generative
+    "autoencoder": Autoencoder,
+    "vae": VAE,
+    "bigan": BiGAN,
+    "split_brain": SplitBrain,
+    # supervised
+    "supervised": Supervised,
     # image_text
     "clip": CLIP,
 }

@@ -30,6 +30,7 @@ class Case:
     floor: float  # 150 steps on one batch bring the loss below it; above it at the start. Say why in a comment
     rate: float = 1e-2  # of AdamW, for those steps
     after: int = 0  # the step whose loss is above the floor: a queue that begins at random is easy until it has filled
+    alone: str | None = None  # the one phase that those steps train, of a game: its losses cannot fall together
     local_crops: int = 0  # smaller views after the first ones
     unmoved: tuple[str, ...] = ()  # beginnings of names of trainable parameters that two steps may leave as they are
     golden: float = 5e-4  # how far other processors may be after 20 steps

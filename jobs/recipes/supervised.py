@@ -1,0 +1,17 @@
+"""The labelled baseline of the small recipes."""
+
+from jobs.recipes.sizes import CROP_ONLY, SGD, small
+from pipeline.experiment import Experiment
+from ssl_models.objectives.supervised import Supervised
+
+
+def supervised_32px() -> Experiment:
+    """Supervised classification of 32-pixel images such as CIFAR-10: what labels give in the same budget.
+
+    Paper: He et al. 2015, arXiv 1512.03385.
+    Result: not yet measured.
+    Cost: not yet measured.
+    Command: feral pretrain supervised_32px data.store=STORE
+    """
+    # At the 0.4 of methods with a projector the loss stays at chance.
+    return small(Supervised.Config(), SGD.model_copy(update={"learning_rate": 0.05}), views=CROP_ONLY)
