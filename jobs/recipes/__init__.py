@@ -4,12 +4,28 @@ that was measured (or "not yet measured"), the cost, and the command."""
 import difflib
 from collections.abc import Callable
 
+from jobs.recipes.banks import exemplar_32px, instdisc_32px, pirl_32px
 from jobs.recipes.image_text import clip_small
+from jobs.recipes.metric import lifted_32px, n_pair_32px, nt_logistic_32px, siamese_margin_32px, triplet_32px
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
 from pipeline.experiment import Experiment
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
-    recipe.__name__: recipe for recipe in (demo, simclr_32px, mae_64px, clip_small)
+    recipe.__name__: recipe
+    for recipe in (
+        demo,
+        simclr_32px,
+        triplet_32px,
+        siamese_margin_32px,
+        n_pair_32px,
+        lifted_32px,
+        nt_logistic_32px,
+        instdisc_32px,
+        pirl_32px,
+        exemplar_32px,
+        mae_64px,
+        clip_small,
+    )
 }
 
 

@@ -3,14 +3,20 @@
 from typing import TYPE_CHECKING, Any, Union
 
 from ssl_models.encoders import EncoderConfig
+from ssl_models.objectives.banks import PIRL, Exemplar, InstDisc
 from ssl_models.objectives.contrastive import SimCLR
 from ssl_models.objectives.image_text import CLIP
 from ssl_models.objectives.masked import MAE
+from ssl_models.objectives.metric import Siamese
 from ssl_models.objectives.objective import Objective
 
 OBJECTIVES: dict[str, type[Objective]] = {
     # contrastive
     "simclr": SimCLR,
+    "siamese": Siamese,
+    "instdisc": InstDisc,
+    "pirl": PIRL,
+    "exemplar": Exemplar,
     # masked
     "mae": MAE,
     # image_text
