@@ -169,7 +169,9 @@ class PIRL(Objective):
         super().__init__(config, encoder)
         self.weight = config.jigsaw_weight
         patch = getattr(getattr(self.encoder.model, "patch_embed", None), "patch_size", (1,))[0]
-        self.tile = int(encoder.image_size // 3 * config.tile_ratio) // patch * patch  # pixels; whole patches of a ViT
+        self.tile = (
+            round(encoder.image_size // 3 * config.tile_ratio) // patch * patch
+        )  # pixels; whole patches of a ViT
         self._see_a_tile(encoder)
         self.project_image = nn.Linear(self.encoder.dim, config.dim)
         self.project_tile = nn.Linear(self.encoder.dim, config.dim)

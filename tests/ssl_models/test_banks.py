@@ -32,7 +32,9 @@ STEP = Step(3, 0.5, 7)
 
 def bank(**settings) -> Bank:
     torch.manual_seed(0)
-    return Bank(BankConfig(num_samples=COUNT, temperature=0.3, **settings), DIM).double()
+    memory = Bank(BankConfig(num_samples=COUNT, temperature=0.3, **settings), DIM).double()
+    memory.rows = F.normalize(memory.rows)  # to double precision
+    return memory
 
 
 def features(*ids: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +65,7 @@ def test_the_sampled_softmax_is_lightlys_with_the_drawn_rows_as_its_memory():
     assert len(drawn) == 9
     assert not set(drawn.tolist()) & set(ids.tolist())  # else theirs has a false negative, which ours leaves out
     theirs = NTXentLoss(temperature=0.3, memory_bank_size=(9, DIM))
-    theirs.memory_bank.bank = memory.rows[drawn].T.clone()
+    theirs.memory_bank.bank = memory.rows[drawn].clone()
     theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
     same(memory(rows, ids, STEP)[0].mean(), theirs(rows, memory.rows[ids]), rows)
 
@@ -156,12 +158,12 @@ def test_more_negatives_than_images_are_refused():
 
 
 def test_tiles_are_cut_where_their_offsets_say():
-    images = torch.arange(2 * 3 * 14 * 17, dtype=torch.float32).view(2, 3, 14, 17)  # cells of 4 × 5, margins of 1
-    offsets = torch.rand(2, 9, 2, generator=torch.Generator().manual_seed(0))
+    images = torch.arange(6 * 3 * 14 * 17, dtype=torch.float32).view(6, 3, 14, 17)  # cells of 4 × 5, margins of 1
+    offsets = torch.rand(6, 9, 2, generator=torch.Generator().manual_seed(0))
     tiles = cut_tiles(images, 3, offsets)
-    assert tiles.shape == (2, 9, 3, 3, 3)
+    assert tiles.shape == (6, 9, 3, 3, 3)
     seen = set()
-    for sample in range(2):
+    for sample in range(6):
         for cell in range(9):
             down, right = int(offsets[sample, cell, 0] * 2), int(offsets[sample, cell, 1] * 3)
             top, left = 1 + cell // 3 * 4 + down, 1 + cell % 3 * 5 + right
