@@ -20,6 +20,8 @@ from jobs.recipes.moco import moco_32px, moco_v1_32px, moco_v3_32px
 from jobs.recipes.masked import context_encoder_32px, context_encoder_adversarial_32px, mae_32px, simmim_32px
 from jobs.recipes.predictive import cpc_32px
 from jobs.recipes.pretext import jigsaw_32px, relative_patch_32px, rotation_32px
+from jobs.recipes.banks import exemplar_32px, instdisc_32px, pirl_32px
+from jobs.recipes.metric import lifted_32px, n_pair_32px, nt_logistic_32px, siamese_margin_32px, triplet_32px
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
 from jobs.recipes.supervised import supervised_32px
 from pipeline.experiment import Experiment
@@ -52,6 +54,14 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
         colorization_32px,
         split_brain_32px,
         supervised_32px,
+        triplet_32px,
+        siamese_margin_32px,
+        n_pair_32px,
+        lifted_32px,
+        nt_logistic_32px,
+        instdisc_32px,
+        pirl_32px,
+        exemplar_32px,
     )
 }
 

@@ -1,0 +1,46 @@
+"""Recipes in which every image is a class of its own."""
+
+from jobs.recipes.sizes import small
+from pipeline.experiment import Experiment
+from ssl_models.objectives import PIRL, Exemplar, InstDisc
+from ssl_models.optimizers import OptimizerConfig
+
+# At the rate of the other recipes (0.4) the loss stays above that of chance: rows of the bank are as old as an epoch,
+# and random before that. The papers use 0.03.
+SLOW_SGD = OptimizerConfig(name="sgd", learning_rate=0.05, weight_decay=5e-4, warmup=0.05)
+
+
+def instdisc_32px() -> Experiment:
+    """Instance discrimination for 32-pixel images: the exact softmax over a bank with a row an image.
+
+    Paper: Wu et al. 2018, arXiv 1805.01978; k-NN 80.8 % on CIFAR-10 after 200 epochs.
+    Result: not yet measured.
+    Cost: about half of simclr_32px.
+    Command: feral pretrain instdisc_32px data.store=STORE
+    """
+    return small(InstDisc.Config(), SLOW_SGD)
+
+
+def pirl_32px() -> Experiment:
+    """PIRL for 32-pixel images: an image and the jigsaw of it share a row of the bank.
+
+    Paper: Misra and van der Maaten 2019, arXiv 1912.01991.
+    Result: not yet measured.
+    Cost: that of simclr_32px.
+    Command: feral pretrain pirl_32px data.store=STORE
+    """
+    return small(PIRL.Config(), SLOW_SGD)
+
+
+def exemplar_32px() -> Experiment:
+    """Exemplar-CNN for 32-pixel images: a linear classifier tells which image a view shows.
+
+    The transformations are the stream's: crops of another scale and ratio, flips, colour. The paper also turns images
+    by up to 20 degrees, and takes patches with high gradients from larger images.
+
+    Paper: Dosovitskiy et al. 2014, arXiv 1406.6909.
+    Result: not yet measured.
+    Cost: about half of simclr_32px.
+    Command: feral pretrain exemplar_32px data.store=STORE
+    """
+    return small(Exemplar.Config())
