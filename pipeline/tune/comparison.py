@@ -119,10 +119,10 @@ def _row(contender: Contender, trials: Sequence[Trial]) -> Row:
 
 
 def _notes(contender: Contender, trials: Sequence[Trial], measures: dict[str, Measure]) -> Iterator[str]:
-    for trial in trials:
-        health = trial.evaluation.health if trial.evaluation else {}
-        if health and (fault := complaint(**health)):
-            yield f"seed {trial.seed} {fault}"
+    judged = [trial.evaluation.health for trial in trials if trial.evaluation and trial.evaluation.health]
+    faults = [fault for health in judged if (fault := complaint(**health))]
+    if faults:
+        yield faults[0] + (f", {len(faults)} of {len(judged)} seeds" if len(judged) > 1 else "")
     weak = [SCORES[name] for name, measure in measures.items() if not measure.beats_random]
     if weak:
         yield f"not better than the random encoder ({', '.join(weak)})"

@@ -66,7 +66,7 @@ def plot_comparison(rows: Sequence[Row], path: Path) -> Path:
                 values = [measure.random.mean if of == "random" else measure.pixels for _, measure in measured]
                 axis.axvline(100 * sum(values) / len(values), color=colour, ls=style, lw=1, label=f"{title}, {what}")
         axis.set_yticks(range(len(panel)), [row.recipe for row in panel])
-        axis.set_ylim(len(panel) - 0.5, -0.5)
+        axis.set_ylim(max(1, len(panel)) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(panel[0].encoder if panel else "no trial has ended", fontsize=10, loc="left")
     axes[-1][0].set_xlabel("accuracy on the test split, %")

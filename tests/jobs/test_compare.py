@@ -159,7 +159,7 @@ def compared() -> tuple[list[Contender], list[Trial]]:
     trials = [trial("a", s, 0.585 + s / 500, 0.60) for s in range(3)] + [
         trial("b", s, 0.59 + s / 500, 0.62) for s in range(3)
     ]
-    trials += [trial("c", s, 0.33, 0.35, health={"trained": ALIKE, "random": HEALTHY}) for s in range(3)]
+    trials += [trial("c", s, 0.33, 0.38, health={"trained": ALIKE, "random": HEALTHY}) for s in range(3)]
     trials += [trial("m", s, 0.65 + s / 500, 0.70) for s in range(2)] + [
         Trial("m", 2, "", error="TrainingFailed: full disk")
     ]
@@ -171,9 +171,10 @@ def test_the_table_ranks_within_an_encoder_and_names_what_went_wrong():
     rows = table(found, trials)
     assert [row.recipe for row in rows] == ["b", "a", "c", "d", "m"]
     notes = {row.recipe: "; ".join(row.notes) for row in rows}
-    assert "seed 0 collapsed: all embeddings are alike (mean cosine 0.9996)" in notes["c"].replace("1.000", "0.9996")
-    assert "not better than the random encoder (k-NN)" in notes["c"]
-    assert "not better than raw pixels (k-NN, linear probe)" in notes["c"]
+    assert notes["c"] == (
+        "collapsed: all embeddings are alike (mean cosine 0.9996), 3 of 3 seeds; not better than the random encoder "
+        "(k-NN); not better than raw pixels (k-NN, linear probe)"
+    )
     assert notes["m"] == "seed 2 failed: TrainingFailed: full disk"
     assert notes["b"] == ""
     lines = [dict(zip(COLUMNS, line, strict=True)) for line in cells(rows)]
