@@ -56,8 +56,11 @@ def compare(
                 at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources().get("CPU", 0)))
                 trials = run_comparison(found, seeds, directory, store, at_once, typer.echo)
         _show(found, trials, seeds, at_once, directory)
-    if not any(trial.evaluation for trial in trials):
-        typer.secho("no trial was finished; the same command goes on", fg="red", err=True)
+    missing = sum(trial.evaluation is None for trial in trials)
+    if missing:
+        typer.secho(
+            f"{missing} of {len(trials)} trials failed or did not end: the same command tries them again", err=True
+        )
         raise typer.Exit(1)
 
 
