@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from jobs import bench, curate, demo, evaluate, pretrain, recipe_list, select, submit, sweep, verify
+from jobs import bench, compare, curate, demo, evaluate, pretrain, recipe_list, select, submit, sweep, verify
 
 app = typer.Typer(
     help="Self-supervised pretraining of vision encoders on image and image-text data as it comes.",
@@ -19,6 +19,7 @@ app.command("block")(select.block)
 app.command("verify")(verify.verify)
 app.command("pretrain")(pretrain.pretrain)
 app.command("sweep")(sweep.sweep)
+app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(evaluate.report)
 app.command("demo")(demo.demo)

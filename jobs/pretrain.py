@@ -193,11 +193,15 @@ def print_scores(evaluation: "Evaluation | None") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.evaluate.health import complaint
+
     table = Table("score", "trained", "random encoder", "raw pixels", "chance", "test images")
     for score in evaluation.scores:
         values = (score.trained, score.random_encoder, score.raw_pixels, score.chance)
         table.add_row(score.name, *(f"{value:.1%}" for value in values), str(score.num_queries))
     if evaluation.scores:
         Console(width=max(Console().width, 100)).print(table)  # narrower, the names are cut
+    if evaluation.health and (fault := complaint(**evaluation.health)):
+        typer.secho(fault, fg="red")
     for reason in evaluation.skipped:
         typer.echo(f"skipped {reason}")

@@ -31,8 +31,8 @@ def sweep(
     from pipeline.evaluate.validation import labelled
     from pipeline.tune.plot import plot_sweep
     from pipeline.tune.space import parse_space
-    from pipeline.tune.sweep import concurrent_trials
     from pipeline.tune.sweep import sweep as run_sweep
+    from pipeline.tune.trials import concurrent_trials
 
     space = parse_space(settings)
     if bool(space.ranges) != (trials is not None):

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from math import lcm
 from typing import Annotated, Any
 
@@ -163,7 +164,7 @@ class Experiment(Config):
             open_ended = parents[-1:] == ["arguments"]
             if not isinstance(group, dict) or (leaf not in group and not open_ended):
                 raise ValueError(_unknown(key, content))
-            group[leaf] = value
+            group[leaf] = deepcopy(value)  # a later key may change a part of it, which is the caller's
         return build_experiment(content)
 
 

@@ -26,6 +26,16 @@ class Score(Config):
     chance: float
 
 
+class Health(Config):
+    """What embeddings show without labels: see `pipeline.evaluate.health`."""
+
+    num_images: int
+    dim: int
+    rank: float  # effective, from 1 to min(num_images, dim)
+    spread: float  # per-dimension standard deviation over that of evenly spread directions, in [0, 1]
+    mean_cosine: float  # of two different images
+
+
 class Evaluation(Config):
     """`evaluation.json` of a run."""
 
@@ -36,6 +46,7 @@ class Evaluation(Config):
     skipped: list[str]  # evaluators that could not run, each with its reason
     neighbours: dict[int, list[int]]  # a few test samples → their nearest training samples, for the report
     seconds: float
+    health: dict[str, Health] = Field(default_factory=dict)  # "trained", "random"; none in older files
 
     def score(self, name: str) -> Score | None:
         return next((score for score in self.scores if score.name == name), None)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from pipeline.evaluate.embed import Embeddings, embed_samples, load_pair
+from pipeline.evaluate.embed import BOTH, Embeddings, embed_samples, load_pair
+from pipeline.evaluate.health import health
 from pipeline.evaluate.image_text import (
     PixelsToWords,
     chance_recalls,
@@ -63,6 +64,7 @@ def evaluate(run: Run, on_stage: Callable[[str], None] = lambda name: None) -> E
         skipped=skipped,
         neighbours=neighbours,
         seconds=time.perf_counter() - began,
+        health={name: health(found.features[name]) for name in BOTH},
     )
     run.evaluation_file.write_text(evaluation.model_dump_json(indent=1))
     return evaluation

@@ -52,7 +52,7 @@ def labelled(store: Store) -> np.ndarray:
     labels = store.column("label").to_numpy()[numbers]
     if len(np.unique(labels[labels >= 0])) < 2:
         raise ValueError(
-            f"{store.path} has no labels to judge trials by: a sweep needs class folders, .cls members or "
-            "a label column"
+            f"{store.path} has no labels to judge trials by: sweeps and comparisons need class folders, .cls members "
+            "or a label column"
         )
     return numbers[labels >= 0]

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import groupby
 from math import isfinite
 from typing import Any
 
 import numpy as np
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from pipeline.train.record import PLACE, Rows
+from pipeline.train.record import PLACE, Rows, attempts
 
 POINTS = 400  # more rows than this are averaged in groups, with their range as a band
-NOT_CURVES = (*PLACE, "images_seen")
+NOT_CURVES = (*PLACE, "images_seen", "peak_memory_bytes")
 FIRST = ("loss", "learning_rate", "images_per_second", "data_wait_ratio")  # the others follow as they were logged
 TITLES = {"images_per_second": "images per second", "data_wait_ratio": "waiting for data"}
 
@@ -35,11 +34,6 @@ class Curve:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     restarts: tuple[float, ...]  # where a later attempt took over
-
-
-def attempts(rows: Rows) -> list[Rows]:
-    """The rows of each attempt at the run that left some."""
-    return [list(part) for _, part in groupby(rows, lambda row: row.get("attempt", 0))]
 
 
 def draw_curves(rows: Rows) -> list[Curve]:

@@ -7,26 +7,27 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import sqrt
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jinja2
 import numpy as np
 import torch
 
+from pipeline.evaluate.health import complaint
 from pipeline.evaluate.protocol import Evaluation, Score
 from pipeline.experiment import Experiment, describe
 from pipeline.ingest.selection import read_selection
 from pipeline.ingest.store import DATA_CARD, Store
 from pipeline.ingest.write import replaced
 from pipeline.report import pictures
-from pipeline.report.curves import Rows, attempts, draw_curves
+from pipeline.report.curves import draw_curves
 from pipeline.run import Run
 from pipeline.stream.batches import captioned
 from pipeline.stream.views import ViewsConfig
 from pipeline.train.checkpoints import Checkpoint
+from pipeline.train.cost import cost_of
 from pipeline.train.goodput import BUCKETS, duration, goodput, goodput_line, percent
-from pipeline.train.record import read_all_metrics, read_events, surviving
+from pipeline.train.record import Rows, attempts, read_all_metrics, read_events, surviving
 from ssl_models.objectives import MAE, OBJECTIVES, build_objective
 
 SCORE_TITLES = {
@@ -114,6 +115,7 @@ def _content(run: Run) -> dict[str, Any]:
         "experiment": experiment,
         "evaluation": evaluation,
         "verdict": verdict(evaluation),
+        "complaint": complaint(**evaluation.health) if evaluation and evaluation.health else None,
         "columns": COLUMNS,
         "table": [score_row(score) for score in evaluation.scores] if evaluation else [],
         "curves": draw_curves(rows),
@@ -159,8 +161,7 @@ def headline(experiment: Experiment, rows: Rows, checkpoint: Checkpoint | None, 
         "checkpoint": checkpoint.step if checkpoint else None,
         "images_seen": seen,
         "passes": seen / images if images else None,
-        "seconds": sum(part[-1]["seconds"] for part in attempts(rows)),
-        "speed": median(row["images_per_second"] for row in rows) if rows else None,
+        "cost": cost_of(rows) if rows else None,
     }
 
 

@@ -1,8 +1,11 @@
 """What is known of the steps between two log rows, gathered without stalling the device."""
 
+import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -28,6 +31,7 @@ class LogRow:
     samples: int = 0  # fingerprint of the samples of these steps and their visits, over all ranks
     read_retries: int = 0  # reads of samples that failed and were tried again
     step_seconds: float = 0.0  # mean over ranks: what they agree on
+    peak_memory_bytes: int = 0  # of this rank, since its process began
 
 
 class NotFinite(FloatingPointError):
@@ -104,6 +108,7 @@ class Meter:
             samples=int(samples),
             read_retries=int(retries),
             step_seconds=total / world_size() / self.steps,
+            peak_memory_bytes=peak_memory(local.device),
         )
 
     def refuse_nonfinite_weights(self, parameters: Sequence[Tensor], rate: float) -> None:
@@ -115,6 +120,18 @@ class Meter:
         norms = torch.stack(torch._foreach_norm([parameter.detach() for parameter in parameters]))
         if not norms.isfinite().all():
             raise NotFinite(self.first + self.steps, {"the weights": float("nan")}, rate, _all_ids(self.ids[-1]))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU the most that tensors have taken, on a CPU the most that this process has had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the process that started this one had resident
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _sum_over_ranks(values: list[float], device: torch.device) -> list[float]:

@@ -87,6 +87,7 @@ class Recorder:
             "began": round(row.began, 4),
             "time": round(row.ended, 4),
             "samples": row.samples,
+            "peak_memory_bytes": row.peak_memory_bytes,
             **({"read_retries": row.read_retries} if row.read_retries else {}),
             **self.place,
         }
@@ -136,6 +137,11 @@ def surviving(rows: Rows) -> Rows:
         lineage = {step: row for step, row in before.items() if step <= restored} | own
         lineages = [*(one for one in lineages if max(one, default=0) > max(lineage)), lineage]
     return list(lineages[-1].values())
+
+
+def attempts(rows: Rows) -> list[Rows]:
+    """The rows of each attempt at the run that left some."""
+    return [list(part) for _, part in groupby(rows, _attempt)]
 
 
 def _attempt(row: dict[str, Any]) -> int:

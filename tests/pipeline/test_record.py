@@ -30,6 +30,7 @@ def row(step: int, loss: float = 1.0) -> LogRow:
     return LogRow(
         step=step, images_seen=step * 32, learning_rate=0.1, images_per_second=100.0, data_wait_ratio=0.25, seconds=1.0,
         metrics={"loss": loss}, began=1e9 + step, ended=1e9 + step + 1, data_wait_seconds=0.25, samples=step << 40,
+        peak_memory_bytes=1 << 30,
     )  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def test_a_row_says_what_was_measured_and_where(tmp_path: Path) -> None:
     assert written == {
         "step": 5, "images_seen": 160, "loss": 0.5, "learning_rate": 0.1, "images_per_second": 100.0,
         "data_wait_ratio": 0.25, "data_wait_seconds": 0.25, "seconds": 1.0, "began": 1e9 + 5, "time": 1e9 + 6,
-        "samples": 5 << 40, "attempt": 3, "restored_step": 4,
+        "samples": 5 << 40, "peak_memory_bytes": 1 << 30, "attempt": 3, "restored_step": 4,
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.evaluate.protocol import Evaluation, Score
+from pipeline.evaluate.protocol import Evaluation, Health, Score
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
@@ -337,6 +337,22 @@ def test_scores_of_an_older_step_are_said_to_be_so(store: Store, tmp_path: Path)
     text = write_report(run).read_text()
     assert "The scores are those of step 4; training has reached step 10" in text
     assert "No score could be computed" in text
+
+
+def test_a_page_names_a_collapse_and_shows_peak_memory(store: Store, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", experiment_of("simclr", store), store)
+    alike = Health(num_images=400, dim=256, rank=2.5, spread=0.02, mean_cosine=0.9996)
+    random = Health(num_images=400, dim=256, rank=60, spread=0.3, mean_cosine=0.9)
+    evaluation = evaluation_of(store, score(0.3, 0.48, 0.53))
+    run.evaluation_file.write_text(
+        evaluation.model_copy(update={"health": {"trained": alike, "random": random}}).model_dump_json()
+    )
+    write_lines(run.path / "metrics.jsonl", [{**row, "peak_memory_bytes": 1_234_000_000} for row in metrics(10)])
+    text = write_report(run).read_text()
+    assert "no labels: collapsed: all embeddings are alike (mean cosine 0.9996)" in text
+    assert "Effective rank (RankMe) 2.5 of 256 (random encoder 60.0)" in text
+    assert "<dt>Memory</dt><dd>1.23 GB<small>peak of the first worker, resident" in text
+    assert "<b>peak memory bytes" not in text  # no curve of what only grows
 
 
 def test_without_its_store_a_run_still_has_scores_and_curves(store: Store, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from jobs.recipes import RECIPES
 from pipeline.cluster import ClusterConfig
 from pipeline.tune.space import Range, parse_space
-from pipeline.tune.sweep import concurrent_trials
+from pipeline.tune.trials import concurrent_trials
 
 
 def test_lists_ranges_and_fixed_values_are_told_apart():

@@ -1,0 +1,116 @@
+"""`feral compare`: which method is best, when everything else is equal."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from jobs.pretrain import Address, absolute_store
+
+if TYPE_CHECKING:
+    from pipeline.ingest.store import Store
+    from pipeline.tune.compare import Contender, Trial
+
+
+def compare(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE… [key=value …]", help="two or more of `feral recipes`; settings of all"),
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="training.seed of each recipe: 0 … N − 1")] = 3,
+    views: Annotated[
+        Literal["own", "same"], typer.Option(help="augmentation: of each recipe, or that of the first for all")
+    ] = "own",
+    at_once: Annotated[
+        int, typer.Option(min=1, help="trials at the same time; more than 1, and speeds do not compare")
+    ] = 1,
+    to: Annotated[Path | None, typer.Option(help="directory; default: runs/compare-DIGEST")] = None,
+    address: Address = None,
+) -> None:
+    """Compares methods fairly: same encoder, data, images seen, batch size and evaluation, several seeds.
+
+    The same command again resumes; more seeds add to those that are there.
+
+    Example: feral compare simclr_32px byol_32px data.store=stores/cifar10 training.images_seen=200000 --seeds 3
+    """
+    from pipeline.cluster import connected
+    from pipeline.lock import locked
+    from pipeline.tune.compare import compare as run_comparison
+    from pipeline.tune.compare import comparison_name, read_trials
+    from pipeline.tune.trials import concurrent_trials
+
+    found, store = _fitted(recipes, same_views=views == "same")
+    directory = (to or Path("runs") / comparison_name(found, store)).absolute()
+    cluster = found[0].experiment.cluster
+    with locked(directory, "the comparison"):
+        directory.mkdir(parents=True, exist_ok=True)
+        images = found[0].experiment.training.images_seen
+        typer.echo(f"{len(found)} recipes × {seeds} seeds, {images} images seen each, in {directory}")
+        trials = read_trials(found, seeds, directory, store)
+        if not all(trial.evaluation for trial in trials):
+            with connected(address, cpus=cluster.cpus + 1):
+                import ray
+
+                at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources().get("CPU", 0)))
+                trials = run_comparison(found, seeds, directory, store, at_once, typer.echo)
+        _show(found, trials, seeds, at_once, directory)
+    missing = sum(trial.evaluation is None for trial in trials)
+    if missing:
+        typer.secho(
+            f"{missing} of {len(trials)} trials failed or did not end: the same command tries them again", err=True
+        )
+        raise typer.Exit(1)
+
+
+def _fitted(arguments: list[str], same_views: bool) -> "tuple[list[Contender], Store]":
+    """The contenders of a command line, checked against their store."""
+    from jobs.recipes import find_recipe
+    from pipeline.evaluate.validation import labelled
+    from pipeline.experiment import parse_overrides
+    from pipeline.stream.batches import check_files
+    from pipeline.tune.compare import contenders
+
+    names = [argument for argument in arguments if "=" not in argument]
+    changes = absolute_store(parse_overrides([argument for argument in arguments if "=" in argument]))
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"a comparison needs two or more different recipes, got {' '.join(names) or 'none'} (for settings of one "
+            "recipe: `feral sweep`)"
+        )
+    found = contenders({name: find_recipe(name)() for name in names}, changes, same_views=same_views)
+    data = found[0].experiment.data
+    if not data.store:
+        raise ValueError("data.store is not set: make one with `feral curate SOURCE --to STORE`, then data.store=STORE")
+    store = data.open()
+    labelled(store)
+    if not store.count("test"):
+        raise ValueError(f"{store.path} has no test split to compare on: curate with --holdout above 0")
+    check_files(store)
+    return [contender.fitted(store) for contender in found], store
+
+
+def _show(found: "list[Contender]", trials: "list[Trial]", seeds: int, at_once: int, directory: Path) -> None:
+    """The table on the terminal, and all files of the comparison."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.report.comparison import COLUMNS, cells, explanation, write_comparison
+    from pipeline.tune.comparison import conclusions, table
+    from pipeline.tune.plot import plot_comparison
+
+    rows = table(found, trials)
+    shown = Table(*COLUMNS)
+    for line in cells(rows):
+        shown.add_row(*line)
+    console = Console()
+    console = Console(width=max(console.width, 150))  # narrower, numbers are cut
+    console.print(shown)
+    explained = explanation(found, seeds, at_once)
+    typer.echo(explained)
+    write_comparison(directory, rows, trials, found, explained, shlex.join(["feral", *sys.argv[1:]]))
+    plot_comparison(rows, directory / "compare.png")
+    typer.echo(f"{directory / 'compare.md'}, compare.json, compare.png; the report of each run is in its directory")
+    for sentence in conclusions(rows):
+        typer.echo(sentence)

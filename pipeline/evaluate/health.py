@@ -1,0 +1,77 @@
+"""Health of embeddings, which needs no labels: does an encoder tell images apart, and in how many directions?"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.evaluate.protocol import Health
+
+# Above this cosine of two images, what tells them apart is less than a tenth of an embedding's length: √(1 − 0.99).
+# Encoders before training are near it (ResNet-18: 0.97): one that is above, but less so than before, is not named.
+ALIKE = 0.99
+# A smaller share of the dimensions in use is named: 5 of 256. An encoder that tells ten classes apart and nothing else
+# keeps nine directions (neural collapse, arXiv 2008.08186), which is no fault.
+FEW_DIRECTIONS = 0.02
+MAX_IMAGES = 25_600  # the rank hardly grows with more (arXiv 2210.02885, section 4)
+CHUNK = 4096
+
+
+def health(features: np.ndarray) -> Health:
+    """Health of (N, d) embeddings as the encoder gives them, of at most 25,600 images spread over them.
+
+    rank: RankMe (Garrido et al. 2023, arXiv 2210.02885, eq. 1), exp(−Σ p ln p) with p = σ / Σσ + 1e-7 over the
+    singular values σ; between 1 and min(N, d). spread: the standard deviation of a dimension of the normalised
+    embeddings, mean over the dimensions, times √d: 0 when all are equal, at most 1. mean_cosine: of two different
+    images, over all pairs.
+
+    Raises:
+        ValueError: fewer than two embeddings.
+    """
+    count, dim = min(len(features), MAX_IMAGES), features.shape[1]
+    if count < 2:
+        raise ValueError(f"the health of embeddings needs at least two images, got {count}")
+    features = features[np.linspace(0, len(features) - 1, count).astype(int)]  # neighbours may be of one class
+    gram, total, squares = torch.zeros(dim, dim).double(), torch.zeros(dim).double(), torch.zeros(dim).double()
+    for rows in torch.from_numpy(features).split(CHUNK):
+        rows = rows.double()
+        gram += rows.T @ rows
+        unit = _unit(rows)
+        total += unit.sum(0)
+        squares += unit.square().sum(0)
+    variance = (squares / count - (total / count).square()).clamp(min=0)
+    return Health(
+        num_images=count,
+        dim=dim,
+        rank=_effective_rank(torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()),
+        spread=float(variance.sqrt().mean()) * dim**0.5,
+        mean_cosine=float((total.square().sum() - count) / (count * (count - 1))),
+    )
+
+
+def complaint(trained: Health, random: Health) -> str | None:
+    """Names a collapse, or None. Compared with the encoder before training, which is no example of health."""
+    if trained.mean_cosine > max(ALIKE, random.mean_cosine):
+        return f"collapsed: all embeddings are alike (mean cosine {_below_one(trained.mean_cosine)})"
+    most = min(trained.dim, trained.num_images)
+    if trained.rank < min(max(1.5, FEW_DIRECTIONS * most), random.rank):  # 1.5: one direction, of however few
+        return f"dimensional collapse: rank {trained.rank:.1f} of {most}"
+    return None
+
+
+def _below_one(cosine: float) -> str:
+    """Enough digits to tell it from 1."""
+    return next((text for digits in range(3, 7) if float(text := f"{cosine:.{digits}f}") < 1), "1")
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length 1. Rows of zeros have no direction; they are all alike, so all get the same."""
+    lengths = rows.norm(dim=1, keepdim=True)
+    return torch.where(lengths > 0, rows / lengths.clamp(min=1e-300), rows.shape[1] ** -0.5)
+
+
+def _effective_rank(singular_values: Tensor) -> float:
+    total = singular_values.sum()
+    if total == 0:
+        return 1.0
+    shares = singular_values / total + 1e-7
+    return float(torch.exp(-(shares * shares.log()).sum()))

@@ -1,0 +1,193 @@
+"""What a comparison shows: means and spreads over seeds, who can be told from whom, what each method cost."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import inf, sqrt
+from statistics import fmean, stdev
+
+from pipeline.evaluate.health import complaint
+from pipeline.evaluate.protocol import Score
+from pipeline.tune.compare import Contender, Trial
+
+SCORES = {"knn_top1": "k-NN", "linear_top1": "linear probe"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over seeds."""
+
+    mean: float
+    std: float | None  # None: of a single seed there is none
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+    def percent(self) -> str:
+        """As in 58.9 ± 0.3."""
+        return f"{100 * self.mean:.1f}" + ("" if self.std is None else f" ± {100 * self.std:.1f}")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One score of a method over its seeds, beside its baselines."""
+
+    trained: Spread
+    random: Spread  # its encoder before training
+    gain: Spread  # trained − random, of the same seed
+    pixels: float
+    chance: float
+    num_queries: int
+
+    @classmethod
+    def of(cls, scores: Sequence[Score]) -> "Measure":
+        return cls(
+            trained=Spread.of([score.trained for score in scores]),
+            random=Spread.of([score.random_encoder for score in scores]),
+            gain=Spread.of([score.trained - score.random_encoder for score in scores]),
+            pixels=fmean(score.raw_pixels for score in scores),
+            chance=scores[0].chance,
+            num_queries=scores[0].num_queries,
+        )
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether the gain is more than chance explains; with one seed, more than the sampling of test images does."""
+        noise = sum(_sampling(share.mean, self.num_queries) for share in (self.trained, self.random))
+        return self.gain.mean > _reach([self.gain], noise)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in the table. `measures` is empty where no seed succeeded."""
+
+    recipe: str
+    family: str
+    encoder: str
+    views: str
+    parameters: int
+    seeds: int  # that succeeded
+    measures: dict[str, Measure]
+    images_per_second: float | None
+    seconds: float | None  # of training, mean over seeds
+    peak_memory_bytes: int | None
+    notes: tuple[str, ...]
+
+    @property
+    def key(self) -> float:
+        knn = self.measures.get("knn_top1")
+        return knn.trained.mean if knn else -1.0
+
+
+def table(found: Sequence[Contender], trials: Sequence[Trial]) -> list[Row]:
+    """A row a method: by encoder family, within it the best k-NN first."""
+    rows = [_row(contender, [trial for trial in trials if trial.recipe == contender.recipe]) for contender in found]
+    families = list(dict.fromkeys(row.family for row in rows))
+    return sorted(rows, key=lambda row: (families.index(row.family), -row.key))
+
+
+def groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows of one encoder family after another: only these are ranked."""
+    for _, group in groupby(rows, lambda row: row.family):
+        yield list(group)
+
+
+def _row(contender: Contender, trials: Sequence[Trial]) -> Row:
+    judged = [trial.evaluation for trial in trials if trial.evaluation is not None]
+    costs = [trial.cost for trial in trials if trial.cost is not None]
+    measures = {}
+    for name in SCORES:
+        scores = [score for evaluation in judged if (score := evaluation.score(name)) is not None]
+        if scores:
+            measures[name] = Measure.of(scores)
+    memory = [cost.peak_memory_bytes for cost in costs if cost.peak_memory_bytes]
+    return Row(
+        recipe=contender.recipe,
+        family=contender.family,
+        encoder=contender.experiment.encoder.name,
+        views=contender.views,
+        parameters=contender.parameters,
+        seeds=len(judged),
+        measures=measures,
+        images_per_second=fmean(cost.images_per_second for cost in costs) if costs else None,
+        seconds=fmean(cost.seconds for cost in costs) if costs else None,
+        peak_memory_bytes=max(memory, default=None),
+        notes=tuple(_notes(contender, trials, measures)),
+    )
+
+
+def _notes(contender: Contender, trials: Sequence[Trial], measures: dict[str, Measure]) -> Iterator[str]:
+    judged = [trial.evaluation.health for trial in trials if trial.evaluation and trial.evaluation.health]
+    faults = [fault for health in judged if (fault := complaint(**health))]
+    if faults:
+        yield faults[0] + (f", {len(faults)} of {len(judged)} seeds" if len(judged) > 1 else "")
+    weak = [SCORES[name] for name, measure in measures.items() if not measure.beats_random]
+    if weak:
+        yield f"not better than the random encoder ({', '.join(weak)})"
+    below = [SCORES[name] for name, measure in measures.items() if measure.trained.mean <= measure.pixels]
+    if below:
+        yield f"not better than raw pixels ({', '.join(below)})"
+    if hasattr(contender.experiment.objective, "num_classes"):
+        yield "learns from labels"
+    if contender.experiment.needs_text:
+        yield "learns from captions"
+    for trial in trials:
+        if trial.evaluation is None:
+            yield f"seed {trial.seed} failed: {trial.error}" if trial.error else f"seed {trial.seed} is not finished"
+
+
+# ---- what may be concluded -----------------------------------------------------------------------------------------
+
+
+def apart(first: Measure, second: Measure) -> bool:
+    """Whether two methods differ by more than chance explains, at 95 % (Welch 1947): by more than the spread over
+    seeds and the sampling of test images. The latter as if each method had test images of its own: a little strict."""
+    spreads = (first.trained, second.trained)
+    if any(spread.std is None for spread in spreads):
+        return False  # how much a seed changes is not known
+    noise = sum(_sampling(spread.mean, first.num_queries) for spread in spreads)
+    return abs(first.trained.mean - second.trained.mean) > _reach(spreads, noise)
+
+
+def _sampling(share: float, count: int) -> float:
+    """The variance of an accuracy on so many test images."""
+    return share * (1 - share) / count
+
+
+def _reach(spreads: Sequence[Spread], noise: float) -> float:
+    """Half the 95 % interval of a sum or difference of means: of `spreads`, and of `noise`, a variance that is known.
+    The degrees of freedom are Satterthwaite's."""
+    from scipy.stats import t
+
+    variances = [(spread.std**2 / spread.count, spread.count - 1) for spread in spreads if spread.std is not None]
+    total = noise + sum(variance for variance, _ in variances)
+    doubt = sum(variance**2 / freedom for variance, freedom in variances)
+    return float(t.ppf(0.975, total**2 / doubt if doubt else inf)) * sqrt(total)
+
+
+def conclusions(rows: Sequence[Row]) -> list[str]:
+    """A sentence a group and score: who leads, who cannot be told from it; and who gained nothing by training."""
+    return [line for group in groups(rows) for line in _conclude(group)]
+
+
+def _conclude(group: list[Row]) -> Iterator[str]:
+    for name, title in SCORES.items():
+        judged = sorted(
+            (row for row in group if name in row.measures), key=lambda row: -row.measures[name].trained.mean
+        )
+        if not judged:
+            continue
+        best, *others = judged
+        leading = best.measures[name]
+        words = f"{title}, {best.encoder}: {best.recipe} has the highest mean, {leading.trained.percent()} %"
+        close = [row.recipe for row in others if not apart(leading, row.measures[name])]
+        if others and min(row.seeds for row in judged) == 1:
+            words += "; a single seed tells no method from another: give --seeds 3 or more"
+        elif close:
+            words += f"; not distinguishable from it: {', '.join(close)}"
+        elif others:
+            words += f"; above all {len(others)} others by more than seeds and test images explain"
+        weak = [row.recipe for row in judged if not row.measures[name].beats_random]
+        yield words + (f"; not better than its random encoder: {', '.join(weak)}" if weak else "")
