@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_models.collectives import normalize
 from ssl_models.encoders import sine_cosine_positions
-from ssl_models.precision import outside_autocast
+from ssl_models.precision import normalize, outside_autocast
 
 
 class Projector(nn.Sequential):

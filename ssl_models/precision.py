@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 Result = TypeVar("Result")
 
@@ -19,3 +21,13 @@ def outside_autocast(loss: Callable[..., Result]) -> Callable[..., Result]:
             return loss(first, *arguments, **options)
 
     return wrapped
+
+
+def single(values: Tensor) -> Tensor:
+    """What a network gave under autocast, for a loss: in single precision or better."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def normalize(rows: Tensor) -> Tensor:
+    """L2-normalised rows in single precision or better: bf16 logits cost up to 9 % gradient error in InfoNCE."""
+    return F.normalize(single(rows), dim=-1)

@@ -4,6 +4,7 @@ that was measured (or "not yet measured"), the cost, and the command."""
 import difflib
 from collections.abc import Callable
 
+from jobs.recipes.banks import exemplar_32px, instdisc_32px, pirl_32px
 from jobs.recipes.cifar10 import byol_cifar10, moco_cifar10, simclr_cifar10, simsiam_cifar10
 from jobs.recipes.distillation import byol_32px, dino_32px, simsiam_32px
 from jobs.recipes.generative import (
@@ -16,12 +17,11 @@ from jobs.recipes.generative import (
     vae_32px,
 )
 from jobs.recipes.image_text import clip_small
-from jobs.recipes.moco import moco_32px, moco_v1_32px, moco_v3_32px
 from jobs.recipes.masked import context_encoder_32px, context_encoder_adversarial_32px, mae_32px, simmim_32px
+from jobs.recipes.metric import lifted_32px, n_pair_32px, nt_logistic_32px, siamese_margin_32px, triplet_32px
+from jobs.recipes.moco import moco_32px, moco_v1_32px, moco_v3_32px
 from jobs.recipes.predictive import cpc_32px
 from jobs.recipes.pretext import jigsaw_32px, relative_patch_32px, rotation_32px
-from jobs.recipes.banks import exemplar_32px, instdisc_32px, pirl_32px
-from jobs.recipes.metric import lifted_32px, n_pair_32px, nt_logistic_32px, siamese_margin_32px, triplet_32px
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
 from jobs.recipes.supervised import supervised_32px
 from pipeline.experiment import Experiment

@@ -4,17 +4,16 @@ from typing import TYPE_CHECKING, Any, Union
 
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives.adversarial import BiGAN
-from ssl_models.objectives.colour import Colorization, SplitBrain
 from ssl_models.objectives.banks import PIRL, Exemplar, InstDisc
+from ssl_models.objectives.colour import Colorization, SplitBrain
 from ssl_models.objectives.contrastive import SimCLR
 from ssl_models.objectives.distillation import BYOL, DINO, SimSiam
 from ssl_models.objectives.generative import VAE, Autoencoder
 from ssl_models.objectives.image_text import CLIP
-from ssl_models.objectives.masked import MAE
-from ssl_models.objectives.moco import MoCo, MoCoV3
 from ssl_models.objectives.inpainting import AdversarialContextEncoder, ContextEncoder
 from ssl_models.objectives.masked import MAE, SimMIM
 from ssl_models.objectives.metric import Siamese
+from ssl_models.objectives.moco import MoCo, MoCoV3
 from ssl_models.objectives.objective import Objective
 from ssl_models.objectives.predictive import CPC
 from ssl_models.objectives.pretext import Jigsaw, RelativePatch, Rotation

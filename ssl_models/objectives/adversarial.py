@@ -13,7 +13,8 @@ from ssl_models.batch import Batch, Step, uniform
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.heads import ConvolutionalDecoder, halvings
-from ssl_models.objectives.objective import Objective, single
+from ssl_models.objectives.objective import Objective
+from ssl_models.precision import single
 
 
 def discriminator_loss(encoded: Tensor, generated: Tensor) -> Tensor:

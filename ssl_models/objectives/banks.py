@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_models.batch import Batch, Step, uniform
-from ssl_models.collectives import gather, mean_over_ranks, normalize
+from ssl_models.collectives import gather, mean_over_ranks
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.heads import Projector
 from ssl_models.objectives.objective import Objective
+from ssl_models.precision import normalize
 
 MAX_CLASSES = (
     200_000  # of a classifier: at an encoder width of 512, 0.4 GB of weights, and as much for each of gradient,

@@ -17,8 +17,9 @@ from ssl_models.collectives import mean_over_ranks, weighted_mean
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig, ImageEncoder
 from ssl_models.heads import MapDecoder
-from ssl_models.objectives.objective import Objective, single
+from ssl_models.objectives.objective import Objective
 from ssl_models.pixels import rgb_to_lab
+from ssl_models.precision import single
 
 GRID = 10.0  # side of a bin, in a and b
 NEIGHBOURS = 5  # bins that share a soft target

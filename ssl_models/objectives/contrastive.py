@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_models.batch import Batch, Step
-from ssl_models.collectives import gather, normalize, rank
+from ssl_models.collectives import gather, rank
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.heads import Projector
 from ssl_models.objectives.objective import Objective
-from ssl_models.precision import outside_autocast
+from ssl_models.precision import normalize, outside_autocast
 
 
 @outside_autocast

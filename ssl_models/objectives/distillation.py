@@ -8,13 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssl_models.batch import Batch, Step
-from ssl_models.collectives import mean_over_ranks, normalize
+from ssl_models.collectives import mean_over_ranks
 from ssl_models.config import Config
 from ssl_models.curves import curve
 from ssl_models.encoders import EncoderConfig
 from ssl_models.heads import DINOHead, NormalizedProjector, Projector
 from ssl_models.momentum import MomentumTeacher
 from ssl_models.objectives.objective import Objective
+from ssl_models.precision import normalize, single
 
 
 def cosine(prediction: Tensor, target: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def dino_loss(student: list[Tensor], teacher: list[Tensor], student_temperature:
     Args:
         student: logits, each (n, K). teacher: probabilities, each (n, K).
     """
-    logs = [F.log_softmax(_single(logits) / student_temperature, dim=1) for logits in student]
+    logs = [F.log_softmax(single(logits) / student_temperature, dim=1) for logits in student]
     terms = [-(target * log).sum(1).mean() for t, target in enumerate(teacher) for s, log in enumerate(logs) if s != t]
     return torch.stack(terms).mean()
 
@@ -155,7 +156,7 @@ class DINO(Objective):
         embeddings = torch.cat([self.encoder(torch.cat(views)) for views in sizes])  # (V · n, dim)
         frozen = step.progress is not None and step.progress < settings.freeze_prototypes
         student = self.head(embeddings, freeze_prototypes=frozen).chunk(num_views)
-        logits = _single(self.teacher(torch.cat(batch.views[:2])))  # (2n, K)
+        logits = single(self.teacher(torch.cat(batch.views[:2])))  # (2n, K)
         temperature = curve(*settings.teacher_temperature, step.progress, shape="linear", over=settings.teacher_warmup)
         targets = ((logits - self.centre) / temperature).softmax(1)
         self.batch_centre = logits.mean(0)
@@ -173,8 +174,3 @@ class DINO(Objective):
         assert self.batch_centre is not None
         self.teacher.follow(curve(*self.settings.momentum, step.progress), self.encoder, self.head)
         self.centre.lerp_(mean_over_ranks(self.batch_centre), 1 - self.settings.centre_momentum)
-
-
-def _single(rows: Tensor) -> Tensor:
-    """Single precision or better: a softmax over many outputs needs it."""
-    return rows if rows.dtype == torch.float64 else rows.float()

@@ -16,7 +16,8 @@ from ssl_models.config import Config
 from ssl_models.curves import curve
 from ssl_models.encoders import EncoderConfig
 from ssl_models.heads import ConvolutionalDecoder
-from ssl_models.objectives.objective import Objective, single
+from ssl_models.objectives.objective import Objective
+from ssl_models.precision import single
 
 Width = Field(16, ge=4, multiple_of=4, description="channels of the decoder at full size; more at smaller ones")
 

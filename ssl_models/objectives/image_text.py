@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_models.batch import Batch, Step
-from ssl_models.collectives import gather, normalize, rank
+from ssl_models.collectives import gather, rank
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig, TextConfig, TextEncoder
 from ssl_models.objectives.objective import Objective
-from ssl_models.precision import outside_autocast
+from ssl_models.precision import normalize, outside_autocast
 
 MAX_LOG_SCALE = math.log(100)
 

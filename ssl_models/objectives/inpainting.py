@@ -11,10 +11,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ssl_models.batch import Batch, Step, normal
-from ssl_models.collectives import mean_over_ranks, single
+from ssl_models.collectives import mean_over_ranks
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives.objective import Objective
+from ssl_models.precision import single
 
 
 def weighted_mse(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_models.collectives import gather, mean_over_ranks, normalize, rank
+from ssl_models.collectives import gather, mean_over_ranks, rank
+from ssl_models.precision import normalize
 
 Mining = Literal["all", "hard", "semi_hard"]
 

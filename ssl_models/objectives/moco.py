@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssl_models.batch import Batch, Step, uniform
-from ssl_models.collectives import gather, normalize, rank, world_size
+from ssl_models.collectives import gather, rank, world_size
 from ssl_models.config import Config
 from ssl_models.curves import curve
 from ssl_models.encoders import EncoderConfig
 from ssl_models.heads import NormalizedProjector, PlainProjector, Projector
 from ssl_models.momentum import MomentumTeacher
 from ssl_models.objectives.objective import Objective
-from ssl_models.precision import outside_autocast
+from ssl_models.precision import normalize, outside_autocast
 from ssl_models.split_batchnorm import split_batchnorm
 
 

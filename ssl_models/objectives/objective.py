@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ssl_models.batch import Batch, Step
@@ -53,8 +52,3 @@ class Objective(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, dim): what probes judge."""
         return self.encoder(images)
-
-
-def single(outputs: Tensor) -> Tensor:
-    """What a network gave under autocast, for a loss: in single precision or better."""
-    return outputs if outputs.dtype == torch.float64 else outputs.float()

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_models.batch import Batch, Step, uniform
-from ssl_models.collectives import gather, rank, single
+from ssl_models.collectives import gather, rank
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives.objective import Objective
+from ssl_models.precision import single
 from ssl_models.tiles import cut_grid, keep_one_channel, refuse_unfit
 
 Direction = Literal["down", "left", "up", "right"]

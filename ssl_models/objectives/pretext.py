@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from ssl_models import pixels
 from ssl_models.batch import Batch, Step, normal, uniform
-from ssl_models.collectives import single
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.heads import Projector
 from ssl_models.objectives.objective import Objective
+from ssl_models.precision import single
 from ssl_models.tiles import (
     Colours,
     blurring,

@@ -10,7 +10,8 @@ from ssl_models.batch import Batch, Step
 from ssl_models.collectives import weighted_mean
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
-from ssl_models.objectives.objective import Objective, single
+from ssl_models.objectives.objective import Objective
+from ssl_models.precision import single
 
 
 def labelled_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ssl_models.objectives.contrastive import nt_xent
-from ssl_models.objectives.image_text import clip_loss, normalize
+from ssl_models.objectives.image_text import clip_loss
 from ssl_models.objectives.masked import masked_loss, normalize_patches, patchify, unpatchify
+from ssl_models.precision import normalize
 
 torch.set_default_dtype(torch.float32)
 
