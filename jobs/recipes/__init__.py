@@ -4,12 +4,25 @@ that was measured (or "not yet measured"), the cost, and the command."""
 import difflib
 from collections.abc import Callable
 
+from jobs.recipes.clustering import deepcluster_32px, iic_32px, swav_32px
 from jobs.recipes.image_text import clip_small
+from jobs.recipes.redundancy import barlow_32px, vicreg_32px
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
 from pipeline.experiment import Experiment
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
-    recipe.__name__: recipe for recipe in (demo, simclr_32px, mae_64px, clip_small)
+    recipe.__name__: recipe
+    for recipe in (
+        demo,
+        simclr_32px,
+        barlow_32px,
+        vicreg_32px,
+        iic_32px,
+        swav_32px,
+        deepcluster_32px,
+        mae_64px,
+        clip_small,
+    )
 }
 
 

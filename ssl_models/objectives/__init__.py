@@ -3,14 +3,24 @@
 from typing import TYPE_CHECKING, Any, Union
 
 from ssl_models.encoders import EncoderConfig
+from ssl_models.objectives.clustering import IIC, SwAV
 from ssl_models.objectives.contrastive import SimCLR
+from ssl_models.objectives.deep_cluster import DeepClusterV2
 from ssl_models.objectives.image_text import CLIP
 from ssl_models.objectives.masked import MAE
 from ssl_models.objectives.objective import Objective
+from ssl_models.objectives.redundancy import BarlowTwins, VICReg
 
 OBJECTIVES: dict[str, type[Objective]] = {
     # contrastive
     "simclr": SimCLR,
+    # redundancy
+    "barlow_twins": BarlowTwins,
+    "vicreg": VICReg,
+    # clustering
+    "iic": IIC,
+    "swav": SwAV,
+    "deepcluster_v2": DeepClusterV2,
     # masked
     "mae": MAE,
     # image_text

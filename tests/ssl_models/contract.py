@@ -5,10 +5,10 @@ import torch
 from ssl_models.batch import Batch, Step
 from ssl_models.objectives import OBJECTIVES, Objective, build_objective
 from ssl_models.optimizers import OptimizerConfig, build_optimizer
-from tests.ssl_models.cases import contrastive, image_text, masked
+from tests.ssl_models.cases import clustering, contrastive, image_text, masked, redundancy
 from tests.ssl_models.cases.case import CLASSES, SAMPLES, TEXT, Case
 
-FAMILIES = (contrastive, image_text, masked)
+FAMILIES = (clustering, contrastive, image_text, masked, redundancy)
 CASES: dict[str, Case] = {name: case for family in FAMILIES for name, case in family.CASES.items()}
 assert CASES.keys() == OBJECTIVES.keys(), "every objective of the table has a case"
 
