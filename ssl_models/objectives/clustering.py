@@ -100,8 +100,8 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int, shared: Tensor | N
     """Soft assignments of which all prototypes get equal shares (Caron et al. 2020, arXiv 2006.09882, eq. 3 to 5).
 
     Sinkhorn and Knopp: exp(scores / ε), of which in turn each prototype's sum over the global batch and each row's sum
-    over prototypes are made equal. Scores are cosines: with their greatest value subtracted as the constant 1, which is the same on all
-    ranks, nothing overflows, and at ε ≥ 0.025 nothing vanishes in single precision.
+    over prototypes are made equal. Scores are cosines: less their greatest value, the constant 1, which is the same on
+    all ranks, nothing overflows, and at ε ≥ 0.025 nothing vanishes in single precision.
 
     Args:
         scores: (…, n, K), of this rank's rows.
@@ -125,8 +125,10 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int, shared: Tensor | N
 
 @in_single_precision
 def swapped_prediction(scores: list[Tensor], codes: list[Tensor], temperature: float) -> Tensor:
-    """−mean over (i, v ≠ i) of Σ_k q_ik ln softmax(s_v / τ)_k (Caron et al. 2020, eq. 1, 2 and 6): the code of view i is
-    predicted from every other view v, local crops among them. Equals ln K when all scores are equal.
+    """−mean over (i, v ≠ i) of Σ_k q_ik ln softmax(s_v / τ)_k (Caron et al. 2020, eq. 1, 2 and 6).
+
+    The code of view i is predicted from every other view v, local crops among them. Equals ln K when all scores are
+    equal.
 
     Args:
         scores: of each view, global ones first, (n, K); codes: of the global views, (n, K).
