@@ -13,7 +13,7 @@ from ssl_models.encoders import EncoderConfig
 from ssl_models.heads import Projector
 from ssl_models.objectives.objective import Objective
 from ssl_models.pixels import sobel_gradient
-from ssl_models.precision import in_single_precision
+from ssl_models.precision import outside_autocast, single
 
 
 def entropy(probability: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def entropy(probability: Tensor) -> Tensor:
     return torch.special.entr(probability).sum(-1)
 
 
-@in_single_precision
+@outside_autocast
 def iic_loss(first: Tensor, second: Tensor, marginal_weight: float = 1.0) -> Tensor:
     """−I(Φ(x), Φ(x')), the mutual information of two views' clusters (Ji et al. 2018, arXiv 1807.06653, eq. 3).
 
@@ -80,7 +80,7 @@ class IIC(Objective):
         losses, logged = [], {}
         for head, shape in zip(self.heads, self.shapes, strict=True):
             logits = head(embeddings).unflatten(1, shape)  # (2B, sub-heads, k)
-            first, second = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).chunk(2)
+            first, second = single(logits).softmax(-1).chunk(2)
             losses.append(iic_loss(first, second, self.marginal_weight).mean())
             logged[f"cluster_entropy_{shape[1]}"] = entropy(mean_over_ranks(first.detach().mean(0))).mean()
         return {"loss": torch.stack(losses).mean(), "main_loss": losses[0].detach(), **logged}
@@ -94,7 +94,7 @@ class IIC(Objective):
         return torch.cat([gradient, gradient.norm(dim=1, keepdim=True)], dim=1)
 
 
-@in_single_precision
+@outside_autocast
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int, shared: Tensor | None = None) -> Tensor:
     """Soft assignments of which all prototypes get equal shares (Caron et al. 2020, arXiv 2006.09882, eq. 3 to 5).
@@ -123,7 +123,7 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int, shared: Tensor | N
     return own
 
 
-@in_single_precision
+@outside_autocast
 def swapped_prediction(scores: list[Tensor], codes: list[Tensor], temperature: float) -> Tensor:
     """−mean over (i, v ≠ i) of Σ_k q_ik ln softmax(s_v / τ)_k (Caron et al. 2020, eq. 1, 2 and 6).
 
@@ -138,7 +138,7 @@ def swapped_prediction(scores: list[Tensor], codes: list[Tensor], temperature: f
     return torch.stack(terms).mean()
 
 
-@in_single_precision
+@outside_autocast
 def cosines(rows: Tensor, prototypes: Tensor) -> Tensor:
     """(n, D) of any length and (…, K, D) of length 1 → (…, n, K)."""
     return normalize(rows) @ prototypes.mT
@@ -151,7 +151,12 @@ def project_crops(encoder: nn.Module, projector: nn.Module, views: tuple[Tensor,
 
 
 class SwAV(Objective):
-    """Unsupervised learning of visual features by contrasting cluster assignments (Caron et al. 2020)."""
+    """Unsupervised learning of visual features by contrasting cluster assignments (Caron et al. 2020).
+
+    Global views are assigned to prototypes, with equal shares for all prototypes over the global batch (and the queue,
+    if there is one), and every other view predicts the assignment. Prototypes stay on the unit sphere. A ViT that takes
+    local crops needs encoder.arguments.dynamic_img_size=true.
+    """
 
     class Config(Config):
         name: Literal["swav"] = "swav"
@@ -159,7 +164,7 @@ class SwAV(Objective):
         temperature: float = Field(0.1, gt=0, le=10, description="τ of the prediction; the paper's value")
         epsilon: float = Field(0.05, ge=0.025, le=10, description="of Sinkhorn: small values make hard codes")
         iterations: int = Field(3, ge=1, description="of Sinkhorn; the paper's value")
-        frozen_share: float = Field(
+        freeze_prototypes: float = Field(
             0.05, ge=0, lt=1, description="share of the run with fixed prototypes (the paper's first epoch)"
         )
         queue_length: int = Field(
@@ -188,7 +193,7 @@ class SwAV(Objective):
         config = self.config
         projections = project_crops(self.encoder, self.projector, batch.views, self.num_views)
         prototypes: Tensor = self.prototypes
-        if step.progress is not None and step.progress < config.frozen_share:
+        if step.progress is not None and step.progress < config.freeze_prototypes:
             prototypes = prototypes.detach() + 0 * prototypes  # data-parallel training wants every parameter used
         scores = [cosines(rows, prototypes) for rows in projections]
         codes = []

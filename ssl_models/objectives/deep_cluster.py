@@ -83,6 +83,7 @@ class DeepClusterV2(Objective):
     A sample without a pseudo-label is one not met before the last k-means, or any sample before the first: it takes the
     prototype that Sinkhorn's balanced assignment of the batch gives to its first view, as in SwAV. So the prototypes,
     which are random at first, are all in use from the first step on; the nearest one could be the same for all.
+    A ViT that takes local crops needs encoder.arguments.dynamic_img_size=true.
     """
 
     class Config(Config):

@@ -17,7 +17,7 @@ from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.heads import Projector
 from ssl_models.objectives.objective import Objective
-from ssl_models.precision import in_single_precision
+from ssl_models.precision import outside_autocast
 
 
 def centred(rows: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def off_diagonal_squares(matrix: Tensor) -> Tensor:
     return (matrix - matrix.diagonal().diag()).square().sum()
 
 
-@in_single_precision
+@outside_autocast
 def barlow_twins_loss(first: Tensor, second: Tensor, redundancy_weight: float) -> tuple[Tensor, Tensor]:
     """Σ_i (1 − C_ii)² + λ Σ_{i≠j} C_ij² (Zbontar et al. 2021, arXiv 2103.03230, eq. 1 and 2).
 
@@ -53,7 +53,7 @@ def barlow_twins_loss(first: Tensor, second: Tensor, redundancy_weight: float) -
     return loss, agreement.detach().mean()
 
 
-@in_single_precision
+@outside_autocast
 def vicreg_loss(
     first: Tensor, second: Tensor, invariance_weight: float, variance_weight: float, covariance_weight: float
 ) -> tuple[Tensor, Tensor]:
