@@ -18,7 +18,7 @@ def iic_32px() -> Experiment:
     """
     return small(
         IIC.Config(num_clusters=10, over_clusters=(70,)),
-        OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0, betas=(0.9, 0.999), warmup=0.05),
+        OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=0, betas=(0.9, 0.999), warmup=0.05),
         views=TWO_VIEWS.model_copy(
             update={
                 "crop_scale": (0.3, 1.0),
@@ -39,7 +39,8 @@ def swav_32px() -> Experiment:
     Cost: that of simclr_32px.
     Command: feral pretrain swav_32px data.store=STORE
     """
-    return small(SwAV.Config(num_prototypes=128))
+    # At the paper's ε of 0.05 the codes of a fresh encoder are so soft that the loss stayed at ln K for 50 steps.
+    return small(SwAV.Config(num_prototypes=128, epsilon=0.025, freeze_prototypes=0.2))
 
 
 def deepcluster_32px() -> Experiment:

@@ -162,10 +162,15 @@ class SwAV(Objective):
         name: Literal["swav"] = "swav"
         num_prototypes: int = Field(256, ge=2, description="K; 3000 in the paper")
         temperature: float = Field(0.1, gt=0, le=10, description="τ of the prediction; the paper's value")
-        epsilon: float = Field(0.05, ge=0.025, le=10, description="of Sinkhorn: small values make hard codes")
+        epsilon: float = Field(
+            0.025,
+            ge=0.025,
+            le=10,
+            description="of Sinkhorn; 0.05 in the paper. Where the loss stays at ln K, codes are too soft: lower it",
+        )
         iterations: int = Field(3, ge=1, description="of Sinkhorn; the paper's value")
         freeze_prototypes: float = Field(
-            0.05, ge=0, lt=1, description="share of the run with fixed prototypes (the paper's first epoch)"
+            0.2, ge=0, lt=1, description="share of the run with fixed prototypes (the paper's first epoch)"
         )
         queue_length: int = Field(
             0, ge=0, description="earlier projections of each global view that take part in Sinkhorn; 3840 in the paper"

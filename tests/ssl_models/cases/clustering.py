@@ -7,7 +7,14 @@ CASES = {
     "iic": Case(IIC.Config(num_clusters=4, over_clusters=(8,), num_sub_heads=2), RESNET, start=(-0.2, 0.0), floor=-0.9),
     # ln 8 = 2.08 when all prototypes look alike
     "swav": Case(
-        SwAV.Config(num_prototypes=8, queue_length=24, freeze_prototypes=0.2, queue_from=0.2, projector_dims=(16, 8)),
+        SwAV.Config(
+            num_prototypes=8,
+            epsilon=0.05,
+            queue_length=24,
+            freeze_prototypes=0.2,
+            queue_from=0.2,
+            projector_dims=(16, 8),
+        ),
         RESNET,
         start=(1.8, 5.0),
         floor=1.0,
