@@ -99,13 +99,19 @@ def solarize(images: Tensor) -> Tensor:
 
 
 def sobel(images: Tensor) -> Tensor:
-    """Length of the gradient of the luma, in each channel: √(gx² + gy²), by Sobel's 3 × 3 kernels over 8, so that it is
-    a change per pixel; border pixels repeat. The definition of kornia.filters.sobel."""
+    """Length of the gradient of the luma, in each channel: √(gx² + gy²). The definition of kornia.filters.sobel."""
+    across, down = sobel_gradient(images).split(1, dim=1)
+    return torch.hypot(down, across).expand(-1, 3, -1, -1).contiguous()
+
+
+def sobel_gradient(images: Tensor) -> Tensor:
+    """(B, 2, H, W): how the luma changes across and down, by Sobel's 3 × 3 kernels over 8, so that it is a change per
+    pixel; border pixels repeat."""
     padded = F.pad(luma(images), (1, 1, 1, 1), mode="replicate")
-    down = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
-    across = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
-    gradient = torch.hypot(down[..., 2:] - down[..., :-2], across[:, :, 2:] - across[:, :, :-2]) / 8
-    return gradient.expand(-1, 3, -1, -1).contiguous()
+    rows = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
+    columns = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
+    across, down = rows[..., 2:] - rows[..., :-2], columns[:, :, 2:] - columns[:, :, :-2]
+    return torch.cat([across, down], dim=1).div_(8)
 
 
 def add_noise(images: Tensor, noise: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from jobs.recipes.banks import exemplar_32px, instdisc_32px, pirl_32px
 from jobs.recipes.cifar10 import byol_cifar10, moco_cifar10, simclr_cifar10, simsiam_cifar10
+from jobs.recipes.clustering import deepcluster_32px, iic_32px, swav_32px
 from jobs.recipes.distillation import byol_32px, dino_32px, simsiam_32px
 from jobs.recipes.generative import (
     autoencoder_32px,
@@ -22,6 +23,7 @@ from jobs.recipes.metric import lifted_32px, n_pair_32px, nt_logistic_32px, siam
 from jobs.recipes.moco import moco_32px, moco_v1_32px, moco_v3_32px
 from jobs.recipes.predictive import cpc_32px
 from jobs.recipes.pretext import jigsaw_32px, relative_patch_32px, rotation_32px
+from jobs.recipes.redundancy import barlow_32px, vicreg_32px
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
 from jobs.recipes.supervised import supervised_32px
 from pipeline.experiment import Experiment
@@ -62,6 +64,11 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
         instdisc_32px,
         pirl_32px,
         exemplar_32px,
+        barlow_32px,
+        vicreg_32px,
+        iic_32px,
+        swav_32px,
+        deepcluster_32px,
     )
 }
 

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any, Union
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives.adversarial import BiGAN
 from ssl_models.objectives.banks import PIRL, Exemplar, InstDisc
+from ssl_models.objectives.clustering import IIC, SwAV
 from ssl_models.objectives.colour import Colorization, SplitBrain
 from ssl_models.objectives.contrastive import SimCLR
+from ssl_models.objectives.deep_cluster import DeepClusterV2
 from ssl_models.objectives.distillation import BYOL, DINO, SimSiam
 from ssl_models.objectives.generative import VAE, Autoencoder
 from ssl_models.objectives.image_text import CLIP
@@ -17,6 +19,7 @@ from ssl_models.objectives.moco import MoCo, MoCoV3
 from ssl_models.objectives.objective import Objective
 from ssl_models.objectives.predictive import CPC
 from ssl_models.objectives.pretext import Jigsaw, RelativePatch, Rotation
+from ssl_models.objectives.redundancy import BarlowTwins, VICReg
 from ssl_models.objectives.supervised import Supervised
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -34,6 +37,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "instdisc": InstDisc,
     "pirl": PIRL,
     "exemplar": Exemplar,
+    # redundancy
+    "barlow_twins": BarlowTwins,
+    "vicreg": VICReg,
+    # clustering
+    "iic": IIC,
+    "swav": SwAV,
+    "deepcluster_v2": DeepClusterV2,
     # masked
     "mae": MAE,
     "simmim": SimMIM,
