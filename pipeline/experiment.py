@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, ValidationError, model_validator
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.protocol import EvaluationConfig
@@ -19,6 +20,7 @@ from pipeline.train.loop import TrainingConfig
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives import OBJECTIVES, ObjectiveConfig, build_objective
+from ssl_models.objectives.objective import SeparableObjective
 from ssl_models.optimizers import OptimizerConfig
 
 
@@ -62,6 +64,12 @@ class Experiment(Config):
                 f"views.local_crops={self.views.local_crops}: objective {self.objective.name!r} takes no local crops; "
                 f"those that do: {', '.join(takers) or 'none yet'}; use views.local_crops=0"
             )
+        if self.training.micro_batch and not issubclass(OBJECTIVES[self.objective.name], SeparableObjective):
+            takers = [name for name, objective in OBJECTIVES.items() if issubclass(objective, SeparableObjective)]
+            raise ValueError(
+                f"training.micro_batch={self.training.micro_batch}: objective {self.objective.name!r} cannot encode a "
+                f"batch in parts; those that can: {', '.join(takers)}; use training.micro_batch=null"
+            )
         patch, size = self.encoder.patch_size, self.encoder.image_size
         if patch is not None and size % patch:
             raise ValueError(
@@ -102,7 +110,15 @@ class Experiment(Config):
     def check_model(self) -> None:
         """Builds the model on the meta device, which takes no memory: its ValueErrors come before anything starts."""
         with torch.device("meta"):
-            build_objective(self.objective, self.encoder)
+            model = build_objective(self.objective, self.encoder)
+        norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+        if self.training.micro_batch and norms:
+            raise ValueError(
+                f"training.micro_batch={self.training.micro_batch}: {norms[0]} ({len(norms)} in all) is a BatchNorm, "
+                "whose statistics would be of the part and not of the batch: choose an encoder without (encoder.name="
+                "vit_tiny_patch16_224) and LayerNorm in heads that have norms (objective.projector_norm=layer), or use "
+                "training.micro_batch=null"
+            )
 
     def check(self, store: Store) -> None:
         """Compares what the model and the objective need with what the store holds.

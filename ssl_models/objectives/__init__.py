@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any, Union
 
 from ssl_models.encoders import EncoderConfig
+from ssl_models.objectives.captioning import Captioning
 from ssl_models.objectives.contrastive import SimCLR
-from ssl_models.objectives.image_text import CLIP
+from ssl_models.objectives.image_text import CLIP, SigLIP
 from ssl_models.objectives.masked import MAE
 from ssl_models.objectives.objective import Objective
 
@@ -15,6 +16,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mae": MAE,
     # image_text
     "clip": CLIP,
+    "siglip": SigLIP,
+    "captioning": Captioning,
 }
 
 if TYPE_CHECKING:
