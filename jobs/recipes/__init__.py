@@ -4,12 +4,12 @@ that was measured (or "not yet measured"), the cost, and the command."""
 import difflib
 from collections.abc import Callable
 
-from jobs.recipes.image_text import clip_small
+from jobs.recipes.image_text import captioning_small, clip_small, siglip_small
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
 from pipeline.experiment import Experiment
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
-    recipe.__name__: recipe for recipe in (demo, simclr_32px, mae_64px, clip_small)
+    recipe.__name__: recipe for recipe in (demo, simclr_32px, mae_64px, clip_small, siglip_small, captioning_small)
 }
 
 

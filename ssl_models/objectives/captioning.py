@@ -114,7 +114,14 @@ class Captioning(Objective):
     def _try_features(self, side: int) -> None:
         """Raises ValueError for an encoder without a map, before anything starts."""
         self.encoder.eval()
-        self.encoder.features(next(self.encoder.parameters()).new_zeros(1, 3, side, side))
+        try:
+            self.encoder.features(next(self.encoder.parameters()).new_zeros(1, 3, side, side))
+        except AttributeError as error:  # tokens, and no word of their places
+            name = type(self.encoder.model).__name__
+            raise ValueError(
+                f"objective captioning looks at the map before pooling, and encoder {name} has none: choose a ResNet "
+                "or a ViT, for example encoder.name=resnet18"
+            ) from error
         self.encoder.train()
 
     def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
