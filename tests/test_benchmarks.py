@@ -73,6 +73,7 @@ def test_training_is_measured_variant_by_variant() -> None:
     assert all(min(row[1:]) > 0 for row in laps.rows)  # type: ignore[type-var]
 
 
+@pytest.mark.slow  # a process a measurement
 def test_chunks_and_parts_take_less_memory() -> None:
     sizes = {"rows": "1024,2048", "plain_rows": 1024, "chunks": "32", "images": 64, "micro_batches": "8", "side": 32}
     losses, steps = run("large_batch", sizes)
