@@ -6,38 +6,77 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 Chunk = Annotated[
     int | None,
     Field(
         ge=1,
-        description="rows of the loss's logits in memory at a time, per worker, made again for the gradient: memory "
-        "grows with it, not with the square of the batch; null: all rows",
+        description="rows of the loss's logits in memory at a time, per worker: memory grows with it, not with "
+        "the square of the batch; null: all rows",
     ),
 ]
 
 
-def sums_over_rows(
-    sums: Callable[..., tuple[Tensor, ...]], rows: tuple[Tensor, ...], chunk: int | None
-) -> tuple[Tensor, ...]:
-    """`sums(*rows)`, for a function that sums over rows: here over `chunk` of them at a time.
+Sums = Callable[..., tuple[Tensor, Tensor]]
 
-    What a chunk computes is dropped, and computed again in backward (Chen et al. 2016, arXiv 1604.06174): memory for
-    one chunk instead of all, for one more forward of `sums`.
+
+def sums_over_rows(
+    sums: Sums, rows: tuple[Tensor, ...], shared: tuple[Tensor, ...], chunk: int | None
+) -> tuple[Tensor, Tensor]:
+    """`sums(*rows, *shared)`, for a function that sums over rows: here over `chunk` of them at a time.
+
+    The gradient of a sum is known as soon as a chunk is computed, up to the factor that comes in backward. So it is
+    taken then, added up, and the chunk's logits are dropped: memory for one chunk instead of all, and nothing is
+    computed twice. (Checkpoints, which compute chunks again in backward, leave glibc's heap so fragmented on CPU that
+    it grows as large as all logits together.)
 
     Args:
-        sums: given some rows of each tensor, their sums. It may use other tensors that need gradient, but no random
-            numbers. What it computes after all that has a gradient is not computed again.
+        sums: given some rows of each tensor, their loss, which has a gradient, and a count, which has none. It depends
+            on nothing else that needs gradient, and draws nothing.
         rows: tensors with equally many rows.
-        chunk: None: all rows at once, and nothing is computed twice.
+        shared: tensors that every row meets: keys, a scale, a bias.
+        chunk: None: all rows at once.
     """
     if chunk is None or chunk >= len(rows[0]):
-        return sums(*rows)
-    chunks = zip(*(tensor.split(chunk) for tensor in rows), strict=True)
-    parts = [checkpoint(sums, *some, use_reentrant=False, preserve_rng_state=False) for some in chunks]
-    return tuple(torch.stack(part).sum(0) for part in zip(*parts, strict=True))
+        return sums(*rows, *shared)
+    return _SumsOverRows.apply(sums, chunk, len(rows), torch.is_grad_enabled(), *rows, *shared)
+
+
+class _SumsOverRows(Function):
+    @staticmethod
+    def forward(ctx, sums: Sums, chunk: int, num_rows: int, with_gradient: bool, *inputs: Tensor):
+        wanted = [with_gradient and needed for needed in ctx.needs_input_grad[4:]]
+        gradients = [torch.zeros_like(tensor) if want else None for tensor, want in zip(inputs, wanted, strict=True)]
+        losses, counts = [], []
+        for first in range(0, len(inputs[0]), chunk):
+            some = slice(first, first + chunk)
+            leaves = [
+                (tensor[some] if place < num_rows else tensor).detach().requires_grad_(want)
+                for place, (tensor, want) in enumerate(zip(inputs, wanted, strict=True))
+            ]
+            with torch.set_grad_enabled(any(wanted)):
+                loss, count = sums(*leaves)
+            asked = [leaf for leaf in leaves if leaf.requires_grad]
+            with torch.autocast(loss.device.type, enabled=False):  # it would round the products of backward, too
+                found = iter(torch.autograd.grad(loss, asked) if asked else ())
+            for place, gradient in enumerate(gradients):
+                if gradient is not None:
+                    (gradient[some] if place < num_rows else gradient).add_(next(found))
+            losses.append(loss.detach())
+            counts.append(count)
+        ctx.save_for_backward(*gradients)
+        counted = torch.stack(counts).sum()
+        ctx.mark_non_differentiable(counted)
+        return torch.stack(losses).sum(), counted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, factor: Tensor, _: Tensor):
+        gradients = (None if gradient is None else gradient * factor for gradient in ctx.saved_tensors)
+        return None, None, None, None, *gradients
 
 
 def similarities(anchors: Tensor, keys: Tensor) -> Tensor:

@@ -45,12 +45,12 @@ def next_token_loss(
     asked = torch.arange(tokens.shape[1] - 1, device=tokens.device) < counts[:, None]  # (B, L − 1)
     rows, targets = states[:, :-1][asked], tokens[:, 1:][asked][:, None]  # (T, H), (T, 1)
 
-    def sums(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = words(rows)  # (T, vocabulary)
+    def sums(rows: Tensor, targets: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        logits = F.linear(rows, weight, bias)  # (T, vocabulary)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(logits, targets[:, 0], reduction="sum"), num_nearest(logits, targets)
 
-    loss, right = sums_over_rows(sums, (rows, targets), chunk)
+    loss, right = sums_over_rows(sums, (rows, targets), (words.weight, words.bias), chunk)
     share = mean_over_ranks(counts.sum().to(loss.dtype))  # global count / ranks: the mean over ranks is the global mean
     return loss / share, right / share
 

@@ -37,11 +37,11 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, chunk: int | None
     itself = torch.cat([row, row + total])[:, None]  # (2n, 1), the anchor's own column
     positive = torch.cat([row + total, row])[:, None]  # (2n, 1)
 
-    def sums(anchors: Tensor, itself: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(anchors: Tensor, itself: Tensor, positive: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         logits = (similarities(anchors, keys) / temperature).scatter(1, itself, -torch.inf)
         return cross_entropy_sums(logits, positive)
 
-    loss, nearest = sums_over_rows(sums, (anchors, itself, positive), chunk)
+    loss, nearest = sums_over_rows(sums, (anchors, itself, positive), (keys,), chunk)
     return loss / len(anchors), nearest / len(anchors)
 
 

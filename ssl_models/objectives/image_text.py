@@ -34,11 +34,11 @@ def clip_loss(image: Tensor, text: Tensor, scale: Tensor, chunk: int | None = No
     image, text = normalize(image), normalize(text)
     images, texts, target = gather(image), gather(text), _own_columns(image)
 
-    def sums(anchors: Tensor, keys: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(anchors: Tensor, target: Tensor, keys: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         return cross_entropy_sums(similarities(scale * anchors, keys), target)
 
-    by_image, nearest = sums_over_rows(lambda rows, target: sums(rows, texts, target), (image, target), chunk)
-    by_text, _ = sums_over_rows(lambda rows, target: sums(rows, images, target), (text, target), chunk)
+    by_image, nearest = sums_over_rows(sums, (image, target), (texts, scale), chunk)
+    by_text, _ = sums_over_rows(sums, (text, target), (images, scale), chunk)
     return (by_image + by_text) / 2 / len(image), nearest / len(image)
 
 
@@ -56,12 +56,12 @@ def siglip_loss(
     image, text = normalize(image), normalize(text)
     texts, target = gather(text), _own_columns(image)
 
-    def sums(anchors: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(anchors: Tensor, target: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         logits = similarities(scale * anchors, texts) + bias  # (n, N)
         signed = (-logits).scatter(1, target, logits.gather(1, target))  # y · logit
         return -F.logsigmoid(signed).sum(), num_nearest(logits, target)
 
-    loss, nearest = sums_over_rows(sums, (image, target), chunk)
+    loss, nearest = sums_over_rows(sums, (image, target), (texts, scale, bias), chunk)
     return loss / len(image), nearest / len(image)
 
 

@@ -15,7 +15,8 @@ SCALE, BIAS = torch.tensor(7.0, dtype=torch.float64), torch.tensor(-3.0, dtype=t
 
 def captions(states, weight, chunk):
     """24 rows as 3 captions of 8 tokens; a vocabulary of 24 words."""
-    words = torch.nn.Linear(WIDTH, ROWS, bias=False, dtype=weight.dtype)
+    words = torch.nn.Linear(WIDTH, ROWS, dtype=weight.dtype)
+    torch.nn.init.zeros_(words.bias)
     del words.weight
     words.weight = weight
     tokens = (torch.arange(ROWS) - 1).clamp(min=0).view(3, 8)  # the word of a row comes after it
@@ -77,14 +78,20 @@ def test_nothing_is_larger_than_the_logits_of_a_chunk(name):
     assert largest[None] >= ROWS * keys / 2  # of captions about half is padding
 
 
-def test_logits_are_never_rounded_to_half_precision():
-    rows = torch.randn(8, 16)
+def test_neither_logits_nor_gradients_are_rounded_to_half_precision():
+    rows = torch.randn(8, 16, requires_grad=True)
+
+    def found(chunk=None):
+        loss, accuracy = clip_loss(rows, rows.roll(1, 0), torch.tensor(9.0), chunk)
+        return loss, accuracy, torch.autograd.grad(loss, rows)[0]
+
     with torch.autocast("cpu", torch.bfloat16):
         assert (rows @ rows.T).dtype == torch.bfloat16  # what autocast does to a product
         assert similarities(rows, rows).dtype == torch.float32
-        found = [clip_loss(rows, rows.roll(1, 0), torch.tensor(9.0), chunk) for chunk in (None, 3)]
-    exact = clip_loss(rows, rows.roll(1, 0), torch.tensor(9.0))
-    torch.testing.assert_close(found, [exact, exact], atol=1e-5, rtol=0)
+        chunked = found(chunk=3)
+        plain = clip_loss(rows, rows.roll(1, 0), torch.tensor(9.0))
+    plain = *plain, torch.autograd.grad(plain[0], rows)[0]  # outside, as the loop has it
+    torch.testing.assert_close([chunked, plain], [found(), found()], atol=1e-5, rtol=0)
 
 
 def test_ties_are_not_nearest():
