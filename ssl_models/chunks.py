@@ -50,7 +50,8 @@ class _SumsOverRows(Function):
     def forward(ctx, sums: Sums, chunk: int, num_rows: int, with_gradient: bool, *inputs: Tensor):
         wanted = [with_gradient and needed for needed in ctx.needs_input_grad[4:]]
         gradients = [torch.zeros_like(tensor) if want else None for tensor, want in zip(inputs, wanted, strict=True)]
-        losses, counts = [], []
+        # Nothing that lives longer is allocated between chunks: it would split the heap that the next one is to reuse.
+        totals = torch.zeros(2, dtype=torch.float64, device=inputs[0].device)
         for first in range(0, len(inputs[0]), chunk):
             some = slice(first, first + chunk)
             leaves = [
@@ -65,12 +66,14 @@ class _SumsOverRows(Function):
             for place, gradient in enumerate(gradients):
                 if gradient is not None:
                     (gradient[some] if place < num_rows else gradient).add_(next(found))
-            losses.append(loss.detach())
-            counts.append(count)
+            totals[0] += loss.detach()
+            totals[1] += count
+            dtype = loss.dtype
+            del leaves, asked, found, loss, count
         ctx.save_for_backward(*gradients)
-        counted = torch.stack(counts).sum()
+        total, counted = (value.to(dtype, copy=True) for value in totals)
         ctx.mark_non_differentiable(counted)
-        return torch.stack(losses).sum(), counted
+        return total, counted
 
     @staticmethod
     @once_differentiable
