@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, ValidationError, model_validator
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.protocol import EvaluationConfig
@@ -20,6 +21,7 @@ from pipeline.train.loop import TrainingConfig
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives import OBJECTIVES, ObjectiveConfig, build_objective
+from ssl_models.objectives.objective import SeparableObjective
 from ssl_models.optimizers import OptimizerConfig
 
 
@@ -68,6 +70,12 @@ class Experiment(Config):
                 f"views.rotate={self.views.rotate}: objective {self.objective.name!r} learns directions, and a turned "
                 "view has other ones than its label says; use views.rotate=0"
             )
+        if self.training.micro_batch and not issubclass(OBJECTIVES[self.objective.name], SeparableObjective):
+            takers = [name for name, objective in OBJECTIVES.items() if issubclass(objective, SeparableObjective)]
+            raise ValueError(
+                f"training.micro_batch={self.training.micro_batch}: objective {self.objective.name!r} cannot encode a "
+                f"batch in parts; those that can: {', '.join(takers)}; use training.micro_batch=null"
+            )
         patch, size = self.encoder.patch_size, self.encoder.image_size
         if patch is not None and size % patch:
             raise ValueError(
@@ -108,9 +116,17 @@ class Experiment(Config):
     def check_model(self) -> None:
         """Builds the model on the meta device, which takes no memory: its ValueErrors come before anything starts."""
         with torch.device("meta"):
-            objective = build_objective(self.objective, self.encoder)
+            model = build_objective(self.objective, self.encoder)
         if self.views.local_crops:
-            objective.encoder.check_size(self.views.local_size)
+            model.encoder.check_size(self.views.local_size)
+        norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+        if self.training.micro_batch and norms:
+            raise ValueError(
+                f"training.micro_batch={self.training.micro_batch}: {norms[0]} ({len(norms)} in all) is a BatchNorm, "
+                "whose statistics would be of the part and not of the batch: choose an encoder without (encoder.name="
+                "vit_tiny_patch16_224) and LayerNorm in heads that have norms (objective.projector_norm=layer), or use "
+                "training.micro_batch=null"
+            )
 
     def check(self, store: Store) -> None:
         """Compares what the model and the objective need with what the store holds.

@@ -31,6 +31,16 @@ class Batch:
             labels=move(self.labels),
         )
 
+    def split(self, size: int) -> list["Batch"]:
+        """In order, in parts of `size` samples; the last may have fewer."""
+
+        def parts(tensor: Tensor | None) -> list[Tensor | None]:
+            return [None] * -(-len(self.ids) // size) if tensor is None else list(tensor.split(size))
+
+        views = zip(*(view.split(size) for view in self.views), strict=True)
+        rest = zip(self.ids.split(size), parts(self.tokens), parts(self.labels), strict=True)
+        return [Batch(some, ids, tokens, labels) for some, (ids, tokens, labels) in zip(views, rest, strict=True)]
+
 
 @dataclass(frozen=True)
 class Step:

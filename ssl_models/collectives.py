@@ -4,6 +4,8 @@ Data-parallel training averages the ranks' gradients. A loss is right when that 
 same loss on the concatenated batch in one process; these functions are written so that it does.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -38,6 +40,16 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     weights = weights.detach().expand_as(values)
     total = mean_over_ranks(weights.sum())
     return (values * weights).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces gradients by their means over ranks, as data-parallel training does. The same ones on all ranks."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if world_size() > 1 and gradients:
+        flat = mean_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
 
 class _Gather(Function):

@@ -1,6 +1,6 @@
 """Image encoders from timm, with a stem for small images and token access for masking; the text encoder."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -219,6 +219,11 @@ class TextEncoder(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # torch's fused attention is slow on CPU in bf16 at such lengths: a step of a small CLIP took an eighth longer
-        with sdpa_kernel(SDPBackend.MATH) if tokens.device.type == "cpu" else nullcontext():
+        with short_attention(tokens.device):
             return self.model(tokens)
+
+
+def short_attention(device: torch.device) -> AbstractContextManager[None]:
+    """Plain attention on CPU, where torch's fused one is slow in bf16 at the length of captions: a step of a small CLIP
+    took an eighth longer."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

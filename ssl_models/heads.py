@@ -1,5 +1,7 @@
 """What stands on an encoder during pretraining and is thrown away afterwards."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,12 +11,12 @@ from ssl_models.precision import normalize, outside_autocast
 
 
 class Projector(nn.Sequential):
-    """Linear-BatchNorm-ReLU for each hidden width, then a plain Linear: (B, in_dim) → (B, dims[-1])."""
+    """Linear-norm-ReLU for each hidden width, then a plain Linear: (B, in_dim) → (B, dims[-1])."""
 
-    def __init__(self, in_dim: int, dims: tuple[int, ...]) -> None:
+    def __init__(self, in_dim: int, dims: tuple[int, ...], norm: Callable[[int], nn.Module] = nn.BatchNorm1d) -> None:
         layers: list[nn.Module] = []
         for hidden in dims[:-1]:
-            layers += [nn.Linear(in_dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+            layers += [nn.Linear(in_dim, hidden, bias=False), norm(hidden), nn.ReLU(inplace=True)]
             in_dim = hidden
         super().__init__(*layers, nn.Linear(in_dim, dims[-1]))
 

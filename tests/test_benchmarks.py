@@ -73,6 +73,24 @@ def test_training_is_measured_variant_by_variant() -> None:
     assert all(min(row[1:]) > 0 for row in laps.rows)  # type: ignore[type-var]
 
 
+@pytest.mark.slow  # a process a measurement
+def test_chunks_and_parts_take_less_memory() -> None:
+    sizes = {"rows": "2048,4096", "plain_rows": 2048, "chunks": "32", "images": 256, "micro_batches": "8", "side": 32}
+    losses, steps = run("large_batch", sizes)
+    found = {tuple(row[:3]): row[3:] for row in losses.rows}
+    for name in ("NT-Xent", "CLIP", "SigLIP"):
+        (plain, _, value), (chunked, seconds, same) = found[name, 2048, "plain"], found[name, 2048, "32"]
+        assert plain > 32  # type: ignore[operator]  # MB: two or more matrices of 16 MB
+        assert chunked < plain / 2  # type: ignore[operator]
+        assert seconds > 0  # type: ignore[operator]
+        assert same == pytest.approx(value, rel=1e-5)
+        assert found[name, 4096, "plain"] == (None, None, None)
+        assert found[name, 4096, "32"][2] > 0  # type: ignore[operator]
+    (_, plain, _, value), (_, cached, _, same) = steps.rows
+    assert cached < plain / 2  # type: ignore[operator]
+    assert same == pytest.approx(value, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 pictures with captions, in the formats of the packages that are installed."""
@@ -229,6 +247,7 @@ def test_the_command_lists_prints_and_saves(command: typer.Typer, tmp_path: Path
         (["training", "recipes=nothing"], "'nothing' is no recipe"),
         (["training", "variants=faster"], "variants=faster: there are fp32, "),
         (["stream", "loaders=ray,faster"], "none begins with 'faster'; there are feral, "),
+        (["large_batch", "chunks=64,no"], "chunks=64,no: whole numbers from 2 on"),
         (["worker_loop", "models=none"], "models=none: none begins so; there are ResNet"),
     ],
 )

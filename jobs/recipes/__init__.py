@@ -17,7 +17,7 @@ from jobs.recipes.generative import (
     split_brain_32px,
     vae_32px,
 )
-from jobs.recipes.image_text import clip_small
+from jobs.recipes.image_text import captioning_small, clip_small, siglip_small
 from jobs.recipes.masked import context_encoder_32px, context_encoder_adversarial_32px, mae_32px, simmim_32px
 from jobs.recipes.metric import lifted_32px, n_pair_32px, nt_logistic_32px, siamese_margin_32px, triplet_32px
 from jobs.recipes.moco import moco_32px, moco_v1_32px, moco_v3_32px
@@ -28,49 +28,54 @@ from jobs.recipes.small_images import demo, mae_64px, simclr_32px
 from jobs.recipes.supervised import supervised_32px
 from pipeline.experiment import Experiment
 
-RECIPES: dict[str, Callable[[], Experiment]] = {
-    recipe.__name__: recipe
-    for recipe in (
-        demo,
-        simclr_32px,
-        moco_v1_32px,
-        moco_32px,
-        moco_v3_32px,
-        byol_32px,
-        simsiam_32px,
-        dino_32px,
-        mae_64px,
-        clip_small,
-        simclr_cifar10,
-        moco_cifar10,
-        byol_cifar10,
-        simsiam_cifar10,
-        *(demo, simclr_32px, mae_64px, clip_small),
-        *(cpc_32px, simmim_32px, mae_32px, context_encoder_32px, context_encoder_adversarial_32px),
-        *(rotation_32px, relative_patch_32px, jigsaw_32px),
-        autoencoder_32px,
-        denoising_autoencoder_32px,
-        sparse_autoencoder_32px,
-        vae_32px,
-        bigan_32px,
-        colorization_32px,
-        split_brain_32px,
-        supervised_32px,
-        triplet_32px,
-        siamese_margin_32px,
-        n_pair_32px,
-        lifted_32px,
-        nt_logistic_32px,
-        instdisc_32px,
-        pirl_32px,
-        exemplar_32px,
-        barlow_32px,
-        vicreg_32px,
-        iic_32px,
-        swav_32px,
-        deepcluster_32px,
-    )
-}
+_TABLE = (
+    demo,
+    simclr_32px,
+    mae_64px,
+    moco_32px,
+    moco_v1_32px,
+    moco_v3_32px,
+    exemplar_32px,
+    instdisc_32px,
+    pirl_32px,
+    lifted_32px,
+    n_pair_32px,
+    nt_logistic_32px,
+    siamese_margin_32px,
+    triplet_32px,
+    byol_32px,
+    dino_32px,
+    simsiam_32px,
+    barlow_32px,
+    vicreg_32px,
+    deepcluster_32px,
+    iic_32px,
+    swav_32px,
+    cpc_32px,
+    context_encoder_32px,
+    context_encoder_adversarial_32px,
+    mae_32px,
+    simmim_32px,
+    jigsaw_32px,
+    relative_patch_32px,
+    rotation_32px,
+    autoencoder_32px,
+    bigan_32px,
+    colorization_32px,
+    denoising_autoencoder_32px,
+    sparse_autoencoder_32px,
+    split_brain_32px,
+    vae_32px,
+    supervised_32px,
+    captioning_small,
+    clip_small,
+    siglip_small,
+    byol_cifar10,
+    moco_cifar10,
+    simclr_cifar10,
+    simsiam_cifar10,
+)
+RECIPES: dict[str, Callable[[], Experiment]] = {recipe.__name__: recipe for recipe in _TABLE}
 
 
 def find_recipe(name: str) -> Callable[[], Experiment]:

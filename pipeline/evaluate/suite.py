@@ -22,6 +22,7 @@ from pipeline.experiment import Experiment
 from pipeline.ingest.store import Store
 from pipeline.run import Run
 from pipeline.stream.batches import captioned
+from ssl_models.objectives import OBJECTIVES
 from ssl_models.objectives.image_text import ImageTextObjective
 
 ENCODERS = ("trained", "random", "pixels")
@@ -50,7 +51,8 @@ def evaluate(run: Run, on_stage: Callable[[str], None] = lambda name: None) -> E
         skipped.append("all: the store has no test split; curate with --holdout above 0")
     else:
         train, test = found.of(train_numbers), found.of(test_numbers)
-        evaluators = (classification, image_text) if experiment.needs_text else (classification,)
+        compares = issubclass(OBJECTIVES[experiment.objective.name], ImageTextObjective)
+        evaluators = (classification, image_text) if compares else (classification,)
         for evaluator in evaluators:
             on_stage(evaluator.__name__.replace("_", "-"))
             for result in evaluator(experiment, run, store, train, test):

@@ -29,6 +29,7 @@ from pipeline.train.cost import cost_of
 from pipeline.train.goodput import BUCKETS, duration, goodput, goodput_line, percent
 from pipeline.train.record import Rows, attempts, read_all_metrics, read_events, surviving
 from ssl_models.objectives import MAE, OBJECTIVES, build_objective
+from ssl_models.objectives.image_text import ImageTextObjective
 
 SCORE_TITLES = {
     "knn_top1": "k-NN",
@@ -106,7 +107,7 @@ def _content(run: Run) -> dict[str, Any]:
     rebuilt = retrieved = None  # no such section
     if issubclass(OBJECTIVES[experiment.objective.name], MAE):
         rebuilt = of_checkpoint(lambda checkpoint, store: pictures.reconstructions(experiment, checkpoint, store))
-    if experiment.needs_text:
+    if issubclass(OBJECTIVES[experiment.objective.name], ImageTextObjective):
         retrieved = of_checkpoint(lambda checkpoint, store: pictures.retrieved_captions(experiment, checkpoint, store))
     found = of_store(lambda store: pictures.neighbours(evaluation, store)) if evaluation else Part()
     return {

@@ -1,7 +1,7 @@
 """The one training loop. It holds no method's name, and needs neither Ray nor files."""
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -12,11 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pipeline.train.ahead import Ahead
+from pipeline.train.cached import cached_backward
 from pipeline.train.meter import LogRow, Meter
 from ssl_models.batch import Batch, Step
 from ssl_models.collectives import synchronize_batchnorm, world_size
 from ssl_models.config import Config
 from ssl_models.objectives import Objective
+from ssl_models.objectives.objective import SeparableObjective
 from ssl_models.optimizers import (
     OptimizerConfig,
     build_optimizer,
@@ -32,6 +34,12 @@ class TrainingConfig(Config):
     seed: int = Field(0, ge=0, description="of initialisation, order, views and every draw of an objective")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16: autocast; losses stay in single precision")
     compile: bool = Field(False, description="torch.compile the encoder: for GPUs; takes a minute, needs a C compiler")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images encoded at a time, per worker: memory for these instead of the whole batch, for one more "
+        "forward pass (gradient caching); null: all at once",
+    )
     log_every: int = Field(10, ge=1, description="steps between two rows of metrics")
     checkpoint_every: int = Field(200, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="the newest ones that are kept")
@@ -97,7 +105,7 @@ def train(
     """
     objective = state.objective
     device = next(objective.parameters()).device
-    model = parallel(objective) if world_size() > 1 else objective
+    model = parallel(objective) if world_size() > 1 and training.micro_batch is None else objective
     model.train()
     weights = list(objective.parameters())
     meter = Meter(batch_size, state.step)
@@ -152,15 +160,22 @@ def _step(
     progress = None if total_steps is None else state.step / total_steps
     logged: dict[str, Tensor] = {}
     rate = 0.0
+
+    def precision() -> AbstractContextManager:
+        return torch.autocast(device.type, torch.bfloat16) if training.precision == "bf16" else nullcontext()
+
     for phase, phase_optimizer in state.optimizers.items():
         step = Step(state.step, progress, training.seed, phase)
-        half = torch.autocast(device.type, torch.bfloat16) if training.precision == "bf16" else nullcontext()
-        with half:
-            values = model(batch, step)
         moved = [parameter for group in phase_optimizer.param_groups for parameter in group["params"]]
-        for parameter in moved:
-            parameter.grad = None
-        values["loss"].backward()
+        if training.micro_batch is None:
+            with precision():
+                values = model(batch, step)
+            for parameter in moved:
+                parameter.grad = None
+            values["loss"].backward()
+        else:
+            assert isinstance(state.objective, SeparableObjective)
+            values = cached_backward(state.objective, batch, step, training.micro_batch, moved, precision)
         norm = clip_gradients(moved, optimizer)
         if norm is not None:
             values["gradient_norm"] = norm

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any, Union
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives.adversarial import BiGAN
 from ssl_models.objectives.banks import PIRL, Exemplar, InstDisc
+from ssl_models.objectives.captioning import Captioning
 from ssl_models.objectives.clustering import IIC, SwAV
 from ssl_models.objectives.colour import Colorization, SplitBrain
 from ssl_models.objectives.contrastive import SimCLR
 from ssl_models.objectives.deep_cluster import DeepClusterV2
 from ssl_models.objectives.distillation import BYOL, DINO, SimSiam
 from ssl_models.objectives.generative import VAE, Autoencoder
-from ssl_models.objectives.image_text import CLIP
+from ssl_models.objectives.image_text import CLIP, SigLIP
 from ssl_models.objectives.inpainting import AdversarialContextEncoder, ContextEncoder
 from ssl_models.objectives.masked import MAE, SimMIM
 from ssl_models.objectives.metric import Siamese
@@ -63,6 +64,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "supervised": Supervised,
     # image_text
     "clip": CLIP,
+    "siglip": SigLIP,
+    "captioning": Captioning,
 }
 
 if TYPE_CHECKING:

@@ -52,3 +52,21 @@ class Objective(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, dim): what probes judge."""
         return self.encoder(images)
+
+
+class SeparableObjective(Objective):
+    """An objective that encodes each sample by itself, and whose loss sees the embeddings of all. So a batch can be
+    encoded in parts, with the memory of one part: see `training.micro_batch`. `forward` is the two, one after the
+    other. What it draws from `uniform` does not depend on the parts; BatchNorm does, and is refused there.
+    """
+
+    def encode(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """Embeddings by name, each (B, …): row i is a function of sample i alone."""
+        raise NotImplementedError
+
+    def loss(self, encoded: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+        """What `forward` returns, from the embeddings of this rank's whole share of the batch."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        return self.loss(self.encode(batch, step), step)

@@ -39,7 +39,9 @@ def batch(name: str, size: int = 16, dtype: torch.dtype = torch.float32, seed: i
     tokens = None
     if OBJECTIVES[name].needs_text:
         tokens = torch.randint(1, 49000, (size, TEXT.context_length), generator=generator)
-        tokens[:, -1] = 49407
+        end = torch.randint(3, TEXT.context_length, (size, 1), generator=generator)  # ranks get unequally many tokens
+        place = torch.arange(TEXT.context_length)
+        tokens = tokens.where(place < end, 0).where(place != end, 49407)
     ids = torch.arange(size) * 7 + 3
     assert ids.max() < SAMPLES
     return Batch(views, ids, tokens, labels=ids % CLASSES)
