@@ -259,3 +259,25 @@ def test_what_is_wrong_is_said(command: typer.Typer, arguments: list[str], messa
 def test_without_a_checkout_there_are_no_benchmarks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="benchmarks run from a checkout"):
         benchmarks(tmp_path)
+
+
+def test_cifar10_is_trained_and_measured_without_ray(small_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.benchmarks import cifar10
+    from tests.pipeline.stores import tiny_experiment
+
+    monkeypatch.setattr(cifar10, "find_recipe", lambda name: lambda: tiny_experiment(small_store.path))
+    settings = {"store": str(small_store.path), "epochs": 2, "seconds": 1, "variants": "eager", "processes": 1}
+    speed, scores = run("cifar10", settings)
+    assert row_of(speed, "feral, eager")["images/s"] > 0
+    row = row_of(scores, "simclr_cifar10")
+    assert row["k-NN %"] > 50  # three colours: chance is a third
+    assert row["minutes"] > 0
+
+
+def test_lightlys_loop_takes_a_step(tmp_path: Path) -> None:
+    pytest.importorskip("lightly")
+    from tests.benchmarks import cifar10
+    from tests.pipeline.stores import write_dump
+
+    loop = cifar10._lightly(write_dump(tmp_path, 12, side=32), batch_size=4, half=True, processes=0)
+    loop.step(next(loop.batches))

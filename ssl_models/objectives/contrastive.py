@@ -13,10 +13,9 @@ from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.heads import Projector
 from ssl_models.objectives.objective import SeparableObjective
-from ssl_models.precision import normalize, outside_autocast
+from ssl_models.precision import normalize
 
 
-@outside_autocast
 def nt_xent(first: Tensor, second: Tensor, temperature: float, chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """NT-Xent, the normalised temperature-scaled cross entropy (Chen et al. 2020, arXiv 2002.05709, eq. 1).
 

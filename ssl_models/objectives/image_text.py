@@ -14,12 +14,11 @@ from ssl_models.collectives import gather, rank
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig, TextConfig, TextEncoder
 from ssl_models.objectives.objective import SeparableObjective
-from ssl_models.precision import normalize, outside_autocast
+from ssl_models.precision import normalize
 
 MAX_LOG_SCALE = math.log(100)
 
 
-@outside_autocast
 def clip_loss(image: Tensor, text: Tensor, scale: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """Symmetric cross entropy over all pairs of the global batch (Radford et al. 2021, arXiv 2103.00020, fig. 3).
 

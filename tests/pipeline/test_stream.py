@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -138,6 +139,46 @@ def test_tasks_are_as_long_as_their_crops_allow(geometry, length):
     reader = Reader(CenterCrop(*geometry))
     assert batches._block_samples(reader.sample_bytes) == length
     assert batches._read_ahead(reader.sample_bytes, 256, 64) >= 3 * 64 * length * reader.sample_bytes
+
+
+def test_processes_read_the_same_batches_in_the_same_order(small_experiment, small_store):
+    stream = open_stream(small_experiment, small_store)
+    for mine, theirs in zip(stream.local(3, 10, 1, 2), stream.processes(3, 10, 1, 2, processes=2), strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+
+class Operator(NamedTuple):
+    running: int
+    output_dependencies: tuple = ()
+
+    def num_active_tasks(self):
+        return self.running
+
+
+class Waiting(NamedTuple):
+    size: int
+
+    def total_enqueued_output_blocks(self):
+        return self.size
+
+    def total_enqueued_output_blocks_bytes(self):
+        return self.size
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "starts"), [(0, 0, True), (1, 99, True), (2, 0, False), (0, 100, False), (3, 500, False)]
+)
+def test_a_task_starts_where_a_cpu_is_free_and_little_waits(running, waiting, starts):
+    from ray.data import DataContext, ExecutionResources
+
+    from pipeline.stream.read_ahead import ReadAhead
+
+    context, reading = DataContext().copy(), Operator(running)
+    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=2.5, object_store_memory=100)
+    policy = ReadAhead(context, {reading: Waiting(waiting)}, None)
+    assert policy.can_add_input(reading) == starts
+    assert policy.max_task_output_bytes_to_read(reading) is None  # what has been made is always taken
 
 
 @pytest.mark.cluster
