@@ -106,7 +106,8 @@ class Captioning(Objective):
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
         self.norm = nn.LayerNorm(text.width)
         self.forwards, self.backwards = CaptionDecoder(text), CaptionDecoder(text)
-        for weight in (self.look.weight, self.words.weight, self.positional_embedding):
+        nn.init.normal_(self.look.weight, std=self.encoder.dim**-0.5)  # the paper's 0.02 is that, for its 2,048
+        for weight in (self.words.weight, self.positional_embedding):
             nn.init.normal_(weight, std=0.02)
         nn.init.zeros_(self.words.bias)
 
