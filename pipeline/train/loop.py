@@ -113,22 +113,21 @@ def train(
     iterator, ahead = iter(batches), Ahead(prepare, device)
 
     def fetch() -> tuple[Raw, Batch] | None:
-        if state.step + (coming is not None) == total_steps:
+        if state.step == total_steps:
             return None
         meter.wait_begins()
         raw = next(iterator, None)
         meter.wait_ends()
         return None if raw is None else (raw, ahead.prepare(raw))
 
-    coming: tuple[Raw, Batch] | None = None
     coming = fetch()
     while coming is not None and not leaving:
         raw, batch = coming[0], ahead.ready(coming[1])
         values, rate = _step(model, state, batch, training, optimizer, batch_size, total_steps, device)
-        coming = fetch()  # while the device is still at the step
         meter.add(values, batch.ids, *account(raw))
         state.step += 1
         on_step(state.step)
+        coming = fetch()  # while the device is still at the step
         log = state.step % training.log_every == 0
         leaving = (log or state.step % look_every == 0) and must_leave()
         save = leaving or state.step == total_steps or state.step % training.checkpoint_every == 0
