@@ -252,7 +252,7 @@ class _Trainer:
             self.state,
             batches,
             training=self.training,
-            optimizer=self.experiment.optimizer,
+            optimizer=self.experiment.optimizer.model_copy(update={"schedule": "constant"}),  # a run without end
             batch_size=self.global_batch,
             total_steps=None,
             **more,

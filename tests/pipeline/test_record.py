@@ -211,7 +211,7 @@ def test_tensorboard_shows_each_step_once_after_a_restart(tmp_path: Path) -> Non
     shown.Reload()
     assert [(event.step, event.value) for event in shown.Scalars("loss")] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
     assert set(shown.Tags()["scalars"]) == {
-        "loss", "learning_rate", "images_seen", "images_per_second", "data_wait_ratio",
+        "loss", "learning_rate", "images_seen", "images_per_second", "data_wait_ratio", "peak_memory_bytes",
     }  # fmt: skip
 
 
