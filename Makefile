@@ -1,7 +1,7 @@
 # make demo: set up, and run the main job on a generated data set.  make test: set up, check, and run the tests.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST_ARGS ?= -m "not gpu and not faults"
+PYTEST_ARGS ?= -m "not gpu and not faults and not long"
 
 .PHONY: setup demo test check format clean
 

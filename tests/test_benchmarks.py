@@ -74,6 +74,7 @@ def test_training_is_measured_variant_by_variant() -> None:
 
 
 @pytest.mark.slow  # a process a measurement
+@pytest.mark.long
 def test_chunks_and_parts_take_less_memory() -> None:
     sizes = {"rows": "2048,4096", "plain_rows": 2048, "chunks": "32", "images": 256, "micro_batches": "8", "side": 32}
     losses, steps = run("large_batch", sizes)
@@ -157,6 +158,7 @@ def test_each_ratio_is_to_the_peer_that_is_best_in_its_unit() -> None:
 
 @pytest.mark.slow  # a process and a Ray a loader
 @pytest.mark.cluster
+@pytest.mark.long
 def test_the_stream_is_measured_beside_peers(ray_local: Any) -> None:
     sizes = {"images": 32, "side": 64, "size": 32, "batch": 16, "seconds": 0.5, "rounds": 1, "cpus": 1}
     tables = run("stream", sizes | {"work": "c", "loaders": "feral in place,imagefolder,litdata,mosaic"})

@@ -272,6 +272,7 @@ def test_a_command_that_compares_nothing_is_refused():
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_recipes_with_two_seeds_are_compared_and_resumed(ray_local, small_store, tmp_path, monkeypatch):
     recipes = {
         "sharp": lambda: simclr(**{"data.store": str(small_store.path)}),

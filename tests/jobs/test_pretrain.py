@@ -79,6 +79,7 @@ def test_clip_is_judged_by_zero_shot_and_retrieval(ray_local, small_store, tmp_p
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_tries_every_combination_and_resumes(ray_local, small_store, tmp_path, capsys):
     from pipeline.tune.plot import plot_sweep
     from pipeline.tune.space import parse_space
