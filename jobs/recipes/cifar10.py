@@ -13,8 +13,8 @@ def simclr_cifar10() -> Experiment:
     pass the encoder apart.
 
     Paper: Chen et al. 2020, arXiv 2002.05709; lightly reports k-NN 84.8 %.
-    Result: not yet measured.
-    Cost: 10,000,000 images of a ResNet-18: a GPU.
+    Result: not yet measured at its length; after 136 epochs, of CIFAR-10 as JPEG, k-NN 76.4 % (random encoder 37.2).
+    Cost: 10,000,000 images of a ResNet-18: eleven minutes of an H200, at the speed of that run.
     Command: feral pretrain simclr_cifar10 data.store=STORE cluster.use_gpu=true
     """
     return cifar10_resnet18(SimCLR.Config(temperature=0.5, projector_dims=(512, 128)))

@@ -103,3 +103,14 @@ def test_patches_go_there_and_back():
 def test_normalize_stays_in_single_precision():
     assert normalize(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.float32
     assert normalize(torch.ones(2, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_nt_xent_equals_lightlys():
+    from lightly.loss import NTXentLoss
+
+    generator = torch.Generator().manual_seed(1)
+    first, second = (torch.randn(6, 5, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    ours, theirs = nt_xent(first, second, 0.3)[0], NTXentLoss(temperature=0.3)(first, second)
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad(loss, (first, second)) for loss in (ours, theirs)), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
