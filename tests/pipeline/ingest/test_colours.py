@@ -122,6 +122,12 @@ KNOWN = {
     "alpha that Pillow does not read: of one bit, or without bit fields": (
         "V5_A1_R5_G5_B5.bmp",
         "V5_A8_R8_G8_B8_Rgb.bmp",
+        "V5_A8_R8_G8_B8_Rgb_BadMask.bmp",
+    ),
+    "an alpha that is zero throughout: never filled in, to us; invisible, to Chromium (as of 156)": (
+        "rgb32bf-abgr.bmp",
+        "V3_A1_R5_G5_B5.bmp",
+        "V3_A1_R5_G5_B5_Top_Down.bmp",
     ),
     "pixels that run-length coding skips are colour 0, not transparent": (
         "pal8rletrns.bmp",
