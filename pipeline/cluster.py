@@ -16,6 +16,7 @@ QUIET_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one of Tune prints a box of its settings even when silent
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_JOB_STOP_WAIT_TIME_S": "60",  # a job that is stopped saves first
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",

@@ -1,5 +1,6 @@
 """From sample references to crops: what a data task does, with Ray or without."""
 
+import io
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,13 +9,14 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pipeline.ingest.decode import full_pixels
 from pipeline.ingest.fetch import Fetch, sealed_bytes
 from pipeline.ingest.places import Place
 from pipeline.ingest.store import Store
-from pipeline.stream.crops import CenterCrop, Geometry, crop
+from pipeline.stream.crops import CenterCrop, Geometry, crop, reduced, reductions
 from ssl_models.batch import uniform
 
 Columns = dict[str, np.ndarray]
@@ -71,10 +73,13 @@ class Reader:
         for name, geometry in wanted.items():
             crops[name] = np.empty((len(ids), geometry.num_views, geometry.size, geometry.size, 3), np.uint8)
             boxes[name] = geometry.boxes(visits, ids, heights, widths)
+        by = torch.stack([reductions(boxes[name], geometry.size) for name, geometry in wanted.items()]).amin(dim=0)
+        smaller = {name: reduced(boxes[name], by) for name in wanted}
         fetch = self._fetch(references)
-        for row, image in self._images(references, fetch):
+        for row, image, is_reduced in self._images(references, fetch, by.tolist()):
             for name, geometry in wanted.items():
-                crops[name][row] = crop(image, boxes[name][row], geometry.size).numpy()
+                box = (smaller if is_reduced else boxes)[name][row]
+                crops[name][row] = crop(image, box, geometry.size).numpy()
         columns = crops | {name: rows[name].astype(np.int64) for name in ("number", "visit", "label")}
         columns["retries"] = fetch.failures
         if self.context_length is not None:
@@ -93,12 +98,14 @@ class Reader:
             whole=sealed_bytes(references),
         )
 
-    def _images(self, references: pa.Table, fetch: Fetch) -> Iterator[tuple[int, Tensor]]:
-        """Each row's image (3, H, W) uint8, with the decoder's channels-last strides, in the order of storage."""
+    def _images(self, references: pa.Table, fetch: Fetch, by: list[int]) -> Iterator[tuple[int, Tensor, bool]]:
+        """Each row's image (3, H, W) uint8, with the decoder's channels-last strides, in the order of storage; and
+        whether it is smaller, by the row's factor of `by`."""
         plain = references["plain"].to_numpy() if self.place else np.ones(len(references))
         for row, data, fault in fetch:
             if fault is None:
-                yield row, _decoded(data, plain[row])
+                image = _decoded_smaller(data, by[row]) if plain[row] and by[row] > 1 else None
+                yield row, _decoded(data, plain[row]) if image is None else image, image is not None
                 continue
             number, file = references["number"][row].as_py(), references["path"][row].as_py()
             store = (references.schema.metadata or {}).get(b"store", b"STORE").decode()
@@ -120,7 +127,7 @@ def image_of(store: Store, number: int) -> Tensor:
     """(3, H, W) uint8 of one sample, for people to look at. Raises as `Reader.read`."""
     reader = Reader(CenterCrop(1), place=store.place)
     references = reader.references(store, np.array([number]), np.zeros(1, np.int64))
-    ((_, image),) = reader._images(references, reader._fetch(references))
+    ((_, image, _),) = reader._images(references, reader._fetch(references), [1])
     return image
 
 
@@ -134,6 +141,16 @@ def _tokenizer():
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
+
+
+def _decoded_smaller(data: memoryview, by: int) -> Tensor | None:
+    """(3, H / by, W / by) uint8 of a plain JPEG, rounded up, of which libjpeg computes only the lower frequencies. None
+    where it does not decode."""
+    with suppress(OSError, Image.DecompressionBombError):
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        image.draft("RGB", (image.width // by, image.height // by))
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return None
 
 
 def _decoded(data: memoryview, plain: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """The one training loop. It holds no method's name, and needs neither Ray nor files."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -143,7 +144,11 @@ def train(
 
 def parallel(objective: Objective) -> DistributedDataParallel:
     """All buffers are equal on all ranks by construction, so none is sent. A phase uses a part of the parameters."""
-    return DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=len(objective.phases) > 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is not in torch 2.11
+        return DistributedDataParallel(
+            objective, broadcast_buffers=False, find_unused_parameters=len(objective.phases) > 1
+        )
 
 
 def _step(

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
-from pipeline.stream.crops import CenterCrop, RandomCrops, crop
+from pipeline.stream.crops import CenterCrop, RandomCrops, crop, reduced, reductions
 from pipeline.stream.views import ViewsConfig
 
 BOXES = torch.tensor([[3, 7, 20, 31], [0, 0, 40, 50], [30, 40, 5, 4], [2, 2, 16, 16], [0, 49, 40, 1]])
@@ -69,3 +69,21 @@ def test_boxes_of_a_sample_do_not_depend_on_its_batch():
 def test_center_crop_is_the_largest_central_square():
     box = CenterCrop(8).boxes(0, torch.tensor([0]), torch.tensor([20]), torch.tensor([31]))
     assert box.tolist() == [[[0, 5, 20, 20]]]
+
+
+@pytest.mark.parametrize(("side", "by"), [(1, 1), (39, 1), (79, 1), (80, 2), (159, 2), (160, 4), (320, 8), (5000, 8)])
+def test_a_picture_may_be_as_small_as_its_smallest_box_allows(side, by):
+    """1.25 pixels of the picture for each of a view of 32."""
+    boxes = torch.tensor([[[0, 0, 9000, 9000], [7, 7, 9000, side]], [[0, 0, side, 9000], [7, 7, 9000, 9000]]])
+    assert reductions(boxes, 32).tolist() == [by, by]
+
+
+def test_boxes_of_a_smaller_picture_lie_inside_it():
+    sides = torch.arange(100, 2100)
+    boxes = RandomCrops(ViewsConfig(), 32, 2, seed=0).boxes(0, torch.arange(2000), sides, sides)
+    by = torch.tensor([1, 2, 4, 8]).repeat(500)
+    found = reduced(boxes, by)
+    assert torch.equal(found[by == 1], boxes[by == 1])
+    assert (found >= 0).all()
+    assert ((found[..., :2] + found[..., 2:]) <= (sides / by).ceil()[:, None, None]).all()
+    assert (found - boxes / by[:, None, None]).abs().max() <= 1

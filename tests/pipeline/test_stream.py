@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from pipeline.ingest import fetch
 from pipeline.ingest.config import CurateConfig
@@ -19,6 +21,7 @@ from pipeline.stream import batches
 from pipeline.stream.batches import captioned, to_batch
 from pipeline.stream.crops import CenterCrop, RandomCrops
 from pipeline.stream.read import Reader
+from pipeline.stream.views import ViewsConfig
 from pipeline.train.worker import open_stream
 from tests.pipeline.stores import curate_here, tiny_experiment, write_dump
 
@@ -98,6 +101,35 @@ def test_how_samples_are_packed_changes_no_batch(tmp_path):
     for batches_ in zip(*read, strict=True):
         for other in batches_[1:]:
             equal(batches_[0], other)
+
+
+@pytest.mark.parametrize("geometry", [CenterCrop(64), RandomCrops(ViewsConfig(crop_scale=(0.5, 1)), 64, 2, seed=0)])
+def test_a_large_photo_is_decoded_smaller_and_looks_the_same(tmp_path, monkeypatch, geometry):
+    """But for the resampling, which is that of two filters; a photo that cannot be decoded smaller is decoded whole."""
+    waves = np.sin(np.linspace(0, 30, 701)[:, None] * np.linspace(0.5, 1, 501)[None] + np.arange(3)[:, None, None])
+    photo = Image.fromarray((127 + 60 * waves.transpose(1, 2, 0)).astype(np.uint8))
+    (tmp_path / "photos").mkdir()
+    for name in "abc":
+        photo.save(tmp_path / "photos" / f"{name}.jpg", quality=90)
+        photo = photo.transpose(Image.Transpose.ROTATE_90)
+    store = curate_here(tmp_path / "photos", tmp_path / "store", CurateConfig(in_place=True, holdout=0))
+    reader = Reader(geometry, place=store.place)
+    references = reader.references(store, np.arange(3), np.zeros(3, np.int64))
+    decoded, sides = Reader._images, []
+
+    def seen(self, *args):
+        for row, image, is_reduced in decoded(self, *args):
+            sides.append(max(image.shape) if is_reduced else None)
+            yield row, image, is_reduced
+
+    monkeypatch.setattr(Reader, "_images", seen)
+    smaller = reader.read(references)["crops"].astype(int)
+    assert set(sides) <= {351, 176}
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *args: (_ for _ in ()).throw(OSError("no")))
+    whole = reader.read(references)["crops"].astype(int)
+    assert sides[3:] == [None] * 3
+    assert 0 < np.abs(smaller - whole).mean() < 1.5
+    assert np.abs(smaller - whole).max() < 16
 
 
 def test_storage_that_fails_now_and_then_gives_the_same_columns_and_is_counted(
