@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Callable
 
 from jobs.recipes.banks import exemplar_32px, instdisc_32px, pirl_32px
-from jobs.recipes.cifar10 import byol_cifar10, moco_cifar10, simclr_cifar10, simsiam_cifar10
+from jobs.recipes.cifar10 import barlow_cifar10, byol_cifar10, moco_cifar10, simclr_cifar10, simsiam_cifar10
 from jobs.recipes.clustering import deepcluster_32px, iic_32px, swav_32px
 from jobs.recipes.distillation import byol_32px, dino_32px, simsiam_32px
 from jobs.recipes.generative import (
@@ -70,6 +70,7 @@ _TABLE = (
     captioning_small,
     clip_small,
     siglip_small,
+    barlow_cifar10,
     byol_cifar10,
     moco_cifar10,
     simclr_cifar10,
