@@ -38,11 +38,18 @@ OnRow = Callable[[dict[str, Any]], None]
 Tell = Callable[[str], None]
 
 
-def fit(experiment: Experiment, run: Run, on_row: OnRow = lambda row: None, tell: Tell = lambda line: None) -> None:
+def fit(
+    experiment: Experiment,
+    run: Run,
+    on_row: OnRow = lambda row: None,
+    tell: Tell = lambda line: None,
+    sharing: int = 1,
+) -> None:
     """Trains until the last step, from the newest checkpoint if there is one; returns at once if nothing is left.
 
     Ray must be connected. SIGTERM and Ctrl-C, once, let the workers save and leave. Workers that leave a node that is
-    about to go are started anew at once. `on_row` receives each new row of metrics, `tell` a line for a person.
+    about to go are started anew at once. `on_row` receives each new row of metrics, `tell` a line for a person. Without
+    GPUs a worker takes as many threads as its node has cores for it, when `sharing` runs share them.
 
     Raises:
         TrainingFailed: with the cause.
@@ -58,7 +65,7 @@ def fit(experiment: Experiment, run: Run, on_row: OnRow = lambda row: None, tell
             if idle == PATIENCE:
                 raise TrainingFailed(f"the workers left {PATIENCE} times without a step gained after step {step}")
             before = step
-            error = _run_workers(experiment, run, on_row, tell)
+            error = _run_workers(_trainer(experiment, run, sharing), run, on_row, tell)
             failure = read_failure(run.path)
             if failure is not None:
                 raise TrainingFailed(failure["message"])
@@ -71,14 +78,14 @@ def _steps_done(run: Run) -> int:
     return checkpoint.step if checkpoint else 0
 
 
-def _run_workers(experiment: Experiment, run: Run, on_row: OnRow, tell: Tell) -> BaseException | None:
+def _run_workers(trainer: Any, run: Run, on_row: OnRow, tell: Tell) -> BaseException | None:
     """Lets Ray train in a thread, for signals reach only the main one; returns what it failed with."""
     append_event(run.path, "fit")
     failed: list[BaseException] = []
 
     def train() -> None:
         try:
-            _trainer(experiment, run).fit()
+            trainer.fit()
         except BaseException as error:  # told to the main thread
             failed.append(_worker_error(error))
 
@@ -93,7 +100,7 @@ def _run_workers(experiment: Experiment, run: Run, on_row: OnRow, tell: Tell) ->
     return failed[0] if failed else None
 
 
-def _trainer(experiment: Experiment, run: Run) -> Any:
+def _trainer(experiment: Experiment, run: Run, sharing: int) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -105,7 +112,11 @@ def _trainer(experiment: Experiment, run: Run) -> Any:
     elastic = cluster.min_workers is not None and cluster.min_workers < cluster.workers
     return TorchTrainer(
         train_worker,
-        train_loop_config={"run": str(run.path), "experiment": experiment.model_dump(mode="json")},
+        train_loop_config={
+            "run": str(run.path),
+            "experiment": experiment.model_dump(mode="json"),
+            "sharing": sharing,
+        },
         scaling_config=ScalingConfig(
             num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,
             use_gpu=cluster.use_gpu,

@@ -100,8 +100,10 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), ray.train.torch.get_device()
     if device.type == "cpu":
-        # Ray gives a 1-CPU worker one thread; the workers of a node share all its cores.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        # Ray gives a 1-CPU worker one thread; the workers of a node share all its cores. With more threads than cores a
+        # convolution's backward pass is a hundred times slower: oneDNN's threads wait for each other without sleep.
+        sharing = context.get_local_world_size() * config["sharing"]
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // sharing))
     start = broadcast_from_rank_zero(Start.look(run) if rank == 0 else None)
     if start is None:
         return

@@ -189,8 +189,8 @@ def compare(
             _trial,
             _space([contender.trial(seed) for contender, seed in planned], left),
             directory,
+            concurrent,
             teller(progress.starts, progress.ends, progress.fails),
-            max_concurrent_trials=concurrent,
         )
         for result in results:
             place = result.config["place"]
@@ -243,7 +243,7 @@ def _trial(config: dict[str, Any]) -> None:
     append_event(run.path, "command", pid=os.getpid())
     code = 1
     try:
-        fit(experiment, run)
+        fit(experiment, run, sharing=config["sharing"])
         append_event(run.path, "evaluate")
         evaluate(run)
         append_event(run.path, "evaluated")

@@ -44,6 +44,7 @@ def sweep(
         _trial,
         {"experiment": experiment.model_dump(mode="json"), "changes": _search_space(space)},
         directory,
+        concurrent,
         teller(
             lambda count, trial: tell(f"trial {count} starts: {_words(trial)}"),
             lambda trial: tell(f"k-NN {trial.last_result['knn']:.1%}: {_words(trial)}"),
@@ -52,7 +53,6 @@ def sweep(
         metric="knn",
         mode="max",
         num_samples=num_samples,
-        max_concurrent_trials=concurrent,
         search_alg=_searcher(space, concurrent),
     )
     trials = [_outcome(result, experiment, directory) for result in results]
@@ -72,7 +72,7 @@ def _trial(config: dict[str, Any]) -> None:
 
     experiment = build_experiment(config["experiment"]).override(_plain(config["changes"]))
     run = Run.prepare(trial_run(experiment, Path(config["directory"])), experiment, ["feral", "sweep"])
-    fit(experiment, run)
+    fit(experiment, run, sharing=config["sharing"])
     rows = read_metrics(run.path)
     rate = cost_of(rows).images_per_second
     tune.report({"knn": validation_knn(run), "loss": rows[-1]["loss"], "images_per_second": rate})

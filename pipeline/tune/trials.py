@@ -33,9 +33,17 @@ def trial_run(experiment: Experiment, directory: Path) -> Path:
     return directory / "trials" / experiment.digest[:12]
 
 
-def run_trials(trial: Callable[[dict[str, Any]], None], space: dict[str, Any], directory: Path, teller: Any, **how):
-    """Runs `trial` on every point of a search space of Ray Tune, which must be connected; `how`: see `TuneConfig`.
-    A failing trial fails alone.
+def run_trials(
+    trial: Callable[[dict[str, Any]], None],
+    space: dict[str, Any],
+    directory: Path,
+    concurrent: int,
+    teller: Any,
+    **how,
+):
+    """Runs `trial` on every point of a search space of Ray Tune, which must be connected, `concurrent` at a time. Each
+    finds `directory` and `sharing`, the number of trials at a time, in its config; a failing one fails alone. `how`:
+    see `TuneConfig`.
 
     Returns:
         Tune's result of each, in the order of starting.
@@ -46,8 +54,8 @@ def run_trials(trial: Callable[[dict[str, Any]], None], space: dict[str, Any], d
         logging.getLogger(name).setLevel(logging.ERROR)
     return tune.Tuner(
         tune.with_resources(trial, DRIVER),
-        param_space={**space, "directory": str(directory.absolute())},
-        tune_config=tune.TuneConfig(**how),
+        param_space={**space, "directory": str(directory.absolute()), "sharing": concurrent},
+        tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, **how),
         run_config=tune.RunConfig(name="tune", storage_path=str(directory.absolute()), verbose=0, callbacks=[teller]),
     ).fit()
 
