@@ -1,0 +1,1 @@
+"""Out of the house: a trained encoder in the form of another library, which loads it without ours."""
