@@ -22,6 +22,7 @@ def export(
 
     Example: feral export runs/simclr --to timm
     """
+    from pipeline.export.card import agreement
     from pipeline.export.exporting import export as write
     from pipeline.run import Run
 
@@ -32,4 +33,5 @@ def export(
     if exported.missing:
         typer.secho(f"not tried: {exported.missing} is not installed", fg="yellow", err=True)
     else:
-        typer.echo(f"tried: embeddings differ by {exported.difference:.1e} of the greatest value from the run's")
+        assert exported.difference is not None
+        typer.echo(f"tried: loaded again, it gives the run's embeddings, {agreement(exported.difference)}")

@@ -15,7 +15,7 @@ def card(trained: Trained, form: str, chosen: Form, difference: float | None) ->
     side, name = config.image_size, chosen.load.__name__
     code = inspect.getsource(chosen.load)
     checked = (
-        f"On {len(trained.examples)} made pictures it gave the run's embeddings, to {difference:.0e} of the greatest."
+        f"On {len(trained.examples)} made pictures it gave the run's embeddings, {agreement(difference)}."
         if difference is not None
         else "It was not tried here: its library was not installed."
     )
@@ -53,6 +53,10 @@ def card(trained: Trained, form: str, chosen: Form, difference: float | None) ->
         """
     example = f'\n\nembed = {name}("FOLDER")  # this folder\nembeddings = embed(pixels)\n'
     return dedent(head) + code.rstrip() + example + dedent(use) + _scores(trained) + dedent(rest)
+
+
+def agreement(difference: float) -> str:
+    return f"to {difference:.0e} of the greatest value" if difference else "to the last bit"
 
 
 def _but_labels(trained: Trained) -> str:

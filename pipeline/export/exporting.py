@@ -44,7 +44,10 @@ def export(run: Run, form: str, folder: Path, *, overwrite: bool = False) -> Exp
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}", dir=folder.parent) as scratch:
         written = Path(scratch) / "export"
         written.mkdir()
-        chosen.write(trained, written)
+        try:
+            chosen.write(trained, written)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"--to {form} needs {error.name}: pip install 'feral[{form}]'") from None
         difference, missing = _tried(chosen, trained, written)
         (written / "README.md").write_text(card(trained, form, chosen, difference))
         if folder.exists():

@@ -54,6 +54,9 @@ def write_timm(trained: Trained, folder: Path) -> None:
         safe_serialization=True,
         data_config=seen,
     )
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"].pop("num_classes", None)  # transformers gives it itself, and trips over a second one
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
 
 
 def write_torchvision(trained: Trained, folder: Path) -> None:
