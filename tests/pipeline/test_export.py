@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,20 +166,17 @@ def test_a_folder_that_exists_is_replaced_only_when_asked(tmp_path):
 
 
 def test_a_library_that_is_missing_is_told(tmp_path, monkeypatch):
-    run = make_run(tmp_path / "run", "simclr", SMALL)
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModuleNotFoundError):
-        FORMS["safetensors"].load(str(tmp_path))
-    monkeypatch.undo()
-
     def load(folder):
-        raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
+        import no_such_library  # noqa: F401
 
-    object.__setattr__(FORMS["safetensors"], "load", load)
-    monkeypatch.setattr(exporting, "card", lambda *args: "")
-    try:
-        assert export(run, "safetensors", tmp_path / "out").missing == "onnxruntime"
-    finally:
-        from pipeline.export import loaders
+    monkeypatch.setitem(FORMS, "safetensors", replace(FORMS["safetensors"], load=load))
+    exported = export(make_run(tmp_path / "run", "simclr", SMALL), "safetensors", tmp_path / "out")
+    assert (exported.difference, exported.missing) == (None, "no_such_library")
+    assert "It was not tried here" in (tmp_path / "out" / "README.md").read_text()
 
-        object.__setattr__(FORMS["safetensors"], "load", loaders.load_safetensors)
+
+def test_a_library_that_writes_and_is_missing_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ValueError, match=r"--to onnx needs onnxscript: pip install 'feral\[onnx\]'"):
+        export(make_run(tmp_path / "run", "simclr", SMALL), "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
