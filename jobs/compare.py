@@ -10,8 +10,11 @@ import typer
 from jobs.pretrain import Address, absolute_store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.ingest.store import Store
     from pipeline.tune.compare import Contender, Trial
+    from pipeline.tune.comparison import Row
 
 
 def compare(
@@ -54,7 +57,15 @@ def compare(
                 import ray
 
                 at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources().get("CPU", 0)))
-                trials = run_comparison(found, seeds, directory, store, at_once, typer.echo)
+                trials = run_comparison(
+                    found,
+                    seeds,
+                    directory,
+                    store,
+                    at_once,
+                    typer.echo,
+                    lambda ended: _write(found, ended, seeds, at_once, directory),
+                )
         _show(found, trials, seeds, at_once, directory)
     missing = sum(trial.evaluation is None for trial in trials)
     if missing:
@@ -91,26 +102,37 @@ def _fitted(arguments: list[str], same_views: bool) -> "tuple[list[Contender], S
     return [contender.fitted(store) for contender in found], store
 
 
+def _write(
+    found: "Sequence[Contender]", trials: "Sequence[Trial]", seeds: int, at_once: int, directory: Path
+) -> "tuple[list[Row], str]":
+    """All files of the comparison, of the trials that have ended: what is in them."""
+    from pipeline.report.comparison import explanation, write_comparison
+    from pipeline.tune.comparison import table
+    from pipeline.tune.plot import plot_comparison
+
+    rows = table(found, trials)
+    explained = explanation(found, seeds, at_once)
+    write_comparison(directory, rows, trials, found, explained, shlex.join(["feral", *sys.argv[1:]]))
+    plot_comparison(rows, directory / "compare.png")
+    return rows, explained
+
+
 def _show(found: "list[Contender]", trials: "list[Trial]", seeds: int, at_once: int, directory: Path) -> None:
     """The table on the terminal, and all files of the comparison."""
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.report.comparison import COLUMNS, cells, explanation, write_comparison
-    from pipeline.tune.comparison import conclusions, table
-    from pipeline.tune.plot import plot_comparison
+    from pipeline.report.comparison import COLUMNS, cells
+    from pipeline.tune.comparison import conclusions
 
-    rows = table(found, trials)
+    rows, explained = _write(found, trials, seeds, at_once, directory)
     shown = Table(*COLUMNS)
     for line in cells(rows):
         shown.add_row(*line)
     console = Console()
     console = Console(width=max(console.width, 150))  # narrower, numbers are cut
     console.print(shown)
-    explained = explanation(found, seeds, at_once)
     typer.echo(explained)
-    write_comparison(directory, rows, trials, found, explained, shlex.join(["feral", *sys.argv[1:]]))
-    plot_comparison(rows, directory / "compare.png")
     typer.echo(f"{directory / 'compare.md'}, compare.json, compare.png; the report of each run is in its directory")
     for sentence in conclusions(rows):
         typer.echo(sentence)

@@ -3,12 +3,10 @@
 import json
 import os
 import shlex
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,8 +16,8 @@ from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.store import Store
 from pipeline.run import Run
 from pipeline.train.cost import TrainingCost, cost_of
-from pipeline.train.goodput import duration
 from pipeline.train.record import append_event, read_metrics
+from pipeline.tune.progress import Progress
 from pipeline.tune.trials import Tell, last_line, run_trials, teller, trial_run
 from ssl_models.objectives import build_objective
 
@@ -166,12 +164,13 @@ def compare(
     store: Store,
     concurrent: int = 1,
     tell: Tell = lambda line: None,
+    record: Callable[[Sequence[Trial]], None] = lambda trials: None,
 ) -> list[Trial]:
     """Trains and evaluates every contender with the seeds 0 … `seeds` − 1, all with one seed before the next.
 
     Ray must be connected, unless all trials were finished before: those are read from their run directories. A trial
     that was begun goes on from its newest checkpoint; a failing one fails alone. `tell` receives a line whenever a
-    trial starts or ends.
+    trial starts or ends, `record` all trials, as far as they have ended, whenever one has.
 
     Raises:
         ValueError: a trial in `directory` was judged on another state of the store.
@@ -182,8 +181,8 @@ def compare(
     if len(left) < len(planned):
         tell(f"{len(planned) - len(left)} of {len(planned)} trials were finished before")
     if left:
-        progress = _Progress(
-            trials, left, concurrent, tell, lambda place: read_trial(*planned[place], directory, store)
+        progress = Progress(
+            trials, left, concurrent, tell, lambda place: read_trial(*planned[place], directory, store), record
         )
         results = run_trials(
             _trial,
@@ -252,52 +251,3 @@ def _trial(config: dict[str, Any]) -> None:
         append_event(run.path, "end", code=code)
     write_report(run)
     tune.report({"done": True})
-
-
-class _Progress:
-    """Tells when a trial starts and ends, and how long the others may take."""
-
-    def __init__(
-        self, trials: Sequence[Trial], left: Sequence[int], concurrent: int, tell: Tell, read: Callable[[int], Trial]
-    ) -> None:
-        self.trials, self.left, self.concurrent, self.tell, self.read = trials, set(left), concurrent, tell, read
-        self.began: dict[int, float] = {}
-        self.seconds: dict[str, list[float]] = {}  # by recipe, of those that ended
-        for trial in trials:
-            if trial.cost and trial.evaluation:
-                self.seconds.setdefault(trial.recipe, []).append(trial.cost.seconds + trial.evaluation.seconds)
-
-    def starts(self, count: int, trial: Any) -> None:
-        self.began[_place(trial)] = time.monotonic()
-        self.tell(f"{self._name(trial)} starts; {self._rest()}")
-
-    def ends(self, trial: Any) -> None:
-        place = _place(trial)
-        seconds = time.monotonic() - self.began[place]
-        self.seconds.setdefault(self.trials[place].recipe, []).append(seconds)
-        self.left.discard(place)
-        evaluation = self.read(place).evaluation
-        scores = evaluation.scores if evaluation else []
-        words = ", ".join(f"{score.name} {score.trained:.1%} (random {score.random_encoder:.1%})" for score in scores)
-        self.tell(f"{self._name(trial)}: {words} after {duration(seconds)}; {self._rest()}")
-
-    def fails(self, trial: Any) -> None:
-        self.left.discard(_place(trial))
-        self.tell(f"{self._name(trial)} failed, its errors are in {trial.path}; {self._rest()}")
-
-    def _name(self, trial: Any) -> str:
-        planned = self.trials[_place(trial)]
-        return f"{planned.recipe} seed {planned.seed}"
-
-    def _rest(self) -> str:
-        """How many trials have not ended, and how long they take, as far as those that have ended tell."""
-        words = f"{len(self.left)} of {len(self.trials)} trials left"
-        if not self.seconds or not self.left:
-            return words
-        known = {recipe: fmean(seconds) for recipe, seconds in self.seconds.items()}
-        rest = sum(known.get(self.trials[place].recipe, fmean(known.values())) for place in self.left)
-        return f"{words}, about {duration(rest / self.concurrent)}"
-
-
-def _place(trial: Any) -> int:
-    return trial.config["place"]

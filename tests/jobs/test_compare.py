@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from pipeline.report.comparison import COLUMNS, cells, explanation, markdown, wr
 from pipeline.run import Run
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.cost import TrainingCost, cost_of
-from pipeline.tune.compare import Contender, Trial, _Progress, comparison_name, contenders, read_trials
+from pipeline.tune.compare import Contender, Trial, comparison_name, contenders, read_trials
 from pipeline.tune.comparison import Measure, Spread, apart, conclusions, table
 from pipeline.tune.plot import plot_comparison
+from pipeline.tune.progress import Progress
 from tests.pipeline.stores import tiny_experiment
 
 VIT = {"name": "vit_tiny_patch16_224", "image_size": 16, "patch_size": 8, "pool": "mean",
@@ -235,9 +237,16 @@ def test_the_time_left_knows_which_recipe_is_slow(monkeypatch: pytest.MonkeyPatc
             self.config, self.path = {"place": place}, "/trial"
 
     planned = [Trial(recipe, seed, "") for seed in range(2) for recipe in ("fast", "slow")]
-    clock, lines = [0.0], list[str]()
-    monkeypatch.setattr("pipeline.tune.compare.time.monotonic", lambda: clock[0])
-    progress = _Progress(planned, range(4), 1, lines.append, lambda place: trial("", 0, 0.5, 0.6))
+    clock, lines, ended = [0.0], list[str](), list[int]()
+    monkeypatch.setattr("pipeline.tune.progress.time.monotonic", lambda: clock[0])
+
+    def read(place: int) -> Trial:
+        return trial(planned[place].recipe, planned[place].seed, 0.5, 0.6)
+
+    def record(trials: Sequence[Trial]) -> None:
+        ended.append(sum(trial.evaluation is not None for trial in trials))
+
+    progress = Progress(planned, range(4), 1, lines.append, read, record)
     for place, seconds in enumerate((60, 600)):
         progress.starts(1, Started(place))
         clock[0] += seconds
@@ -250,6 +259,7 @@ def test_the_time_left_knows_which_recipe_is_slow(monkeypatch: pytest.MonkeyPatc
         "left, about 3 min 00 s"
     )
     assert lines[3].endswith("2 of 4 trials left, about 11 min 00 s")
+    assert ended == [1, 2]
     assert lines[5] == "fast seed 1 failed, its errors are in /trial; 1 of 4 trials left, about 10 min 00 s"
 
 
