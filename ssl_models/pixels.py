@@ -81,6 +81,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     size = max(3, width // 10 // 2 * 2 + 1)
     reach = torch.arange(size, device=images.device, dtype=images.dtype) - size // 2
     taps = torch.exp(-0.5 * (reach / sigma[:, None]) ** 2)
+    taps = F.threshold(taps, 1e-9, 0)  # products with less are denormal, a hundred times slower on Intel's processors
     taps = taps / taps.sum(1, keepdim=True)  # (B, size)
     tile = min(_TILE, height, width)
     window, edge = tile + size - 1, size // 2
