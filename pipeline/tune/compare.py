@@ -164,7 +164,7 @@ def compare(
     store: Store,
     concurrent: int = 1,
     tell: Tell = lambda line: None,
-    record: Callable[[Sequence[Trial]], None] = lambda trials: None,
+    record: Callable[[Sequence[Trial]], object] = lambda trials: None,
 ) -> list[Trial]:
     """Trains and evaluates every contender with the seeds 0 … `seeds` − 1, all with one seed before the next.
 

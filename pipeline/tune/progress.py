@@ -22,7 +22,7 @@ class Progress:
         concurrent: int,
         tell: Tell,
         read: "Callable[[int], Trial]",
-        record: "Callable[[Sequence[Trial]], None]",
+        record: "Callable[[Sequence[Trial]], object]",
     ) -> None:
         self.trials, self.left, self.concurrent = trials, set(left), concurrent
         self.tell, self.read, self.record = tell, read, record
