@@ -78,10 +78,9 @@ def compare(
 def _fitted(arguments: list[str], same_views: bool) -> "tuple[list[Contender], Store]":
     """The contenders of a command line, checked against their store."""
     from jobs.recipes import find_recipe
-    from pipeline.evaluate.validation import labelled
     from pipeline.experiment import parse_overrides
     from pipeline.stream.batches import check_files
-    from pipeline.tune.compare import contenders
+    from pipeline.tune.compare import contenders, refuse_unjudged
 
     names = [argument for argument in arguments if "=" not in argument]
     changes = absolute_store(parse_overrides([argument for argument in arguments if "=" in argument]))
@@ -95,9 +94,7 @@ def _fitted(arguments: list[str], same_views: bool) -> "tuple[list[Contender], S
     if not data.store:
         raise ValueError("data.store is not set: make one with `feral curate SOURCE --to STORE`, then data.store=STORE")
     store = data.open()
-    labelled(store)
-    if not store.count("test"):
-        raise ValueError(f"{store.path} has no test split to compare on: curate with --holdout above 0")
+    refuse_unjudged(found, store)
     check_files(store)
     return [contender.fitted(store) for contender in found], store
 
@@ -122,11 +119,11 @@ def _show(found: "list[Contender]", trials: "list[Trial]", seeds: int, at_once: 
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.report.comparison import COLUMNS, cells
+    from pipeline.report.comparison import cells, columns
     from pipeline.tune.comparison import conclusions
 
     rows, explained = _write(found, trials, seeds, at_once, directory)
-    shown = Table(*COLUMNS)
+    shown = Table(*columns(rows))
     for line in cells(rows):
         shown.add_row(*line)
     console = Console()

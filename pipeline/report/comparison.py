@@ -9,12 +9,13 @@ from typing import Any
 from pipeline.ingest.write import replaced
 from pipeline.train.goodput import duration
 from pipeline.tune.compare import Contender, Trial
-from pipeline.tune.comparison import SCORES, Measure, Row, conclusions, groups
+from pipeline.tune.comparison import Measure, Row, conclusions, groups, scores_of
 
-COLUMNS = (
-    "method", "encoder", "k-NN %", "linear %", "Δ to random", "crops", "trained M", "images/s", "memory", "time",
-    "note",
-)  # fmt: skip
+
+def columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The names of what `cells` gives."""
+    scores = (f"{title} %" for title in scores_of(rows).values())
+    return ("method", "encoder", *scores, "Δ to random", "crops", "trained M", "images/s", "memory", "time", "note")
 
 
 def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -26,7 +27,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    found = [row.measures.get(name) for name in SCORES]
+    found = [row.measures.get(name) for name in scores_of([row])]
     gains = [f"{100 * measure.gain.mean:+.1f}" for measure in found if measure]
     return (
         row.recipe,
@@ -46,9 +47,15 @@ def _baselines(group: Sequence[Row]) -> list[tuple[str, ...]]:
     """The random encoder and raw pixels, over all that a group measured."""
 
     def line(name: str, note: str, value: Any) -> tuple[str, ...]:
-        measured = [[row.measures[score] for row in group if score in row.measures] for score in SCORES]
+        measured = [[row.measures[score] for row in group if score in row.measures] for score in scores_of(group)]
         values = [f"{100 * sum(map(value, some)) / len(some):.1f}" if some else "–" for some in measured]
-        return (name, group[0].encoder if name == "random encoder" else "", *values, *[""] * (len(COLUMNS) - 5), note)
+        return (
+            name,
+            group[0].encoder if name == "random encoder" else "",
+            *values,
+            *[""] * (len(columns(group)) - 5),
+            note,
+        )
 
     def random(measure: Measure) -> float:
         return measure.random.mean
@@ -69,7 +76,7 @@ def explanation(found: Sequence[Contender], seeds: int, concurrent: int) -> str:
         f"{experiment.encoder.image_size} px, {training.precision}, {experiment.cluster.workers} worker(s).",
         f"Mean ± sample standard deviation over {seeds} seeds." if seeds > 1 else "One seed: no spread is known.",
         "Scores are on the test split, read once a trial, at its last step; nothing was chosen by them.",
-        "Δ: k-NN, linear. Crops: global + local, that a method processes of an image. Trained M: million parameters "
+        "Δ: of both scores. Crops: global + local, that a method processes of an image. Trained M: million parameters "
         f"that are trained, heads included. Memory: peak {memory}. Time: of training, without evaluation.",
     ]
     if len({contender.family for contender in found}) > 1:
@@ -81,8 +88,8 @@ def explanation(found: Sequence[Contender], seeds: int, concurrent: int) -> str:
 
 def markdown(rows: Sequence[Row], explained: str, command: str) -> str:
     """A table that is ready for a README, with the command that made it and what may be concluded."""
-    lines = [COLUMNS, *cells(rows)]
-    shown = [place for place, name in enumerate(COLUMNS) if name != "encoder" or len({row.family for row in rows}) > 1]
+    lines = [columns(rows), *cells(rows)]
+    shown = [place for place, name in enumerate(lines[0]) if name != "encoder" or len({row.family for row in rows}) > 1]
     text = [" | ".join(line[place].replace("|", "\\|").replace("\n", " ") for place in shown) for line in lines]
     ruler = "|".join(["---"] * len(shown))
     body = "\n".join(f"| {line} |" for line in text[1:])

@@ -12,14 +12,17 @@ from typing import Any
 import torch
 
 from pipeline.evaluate.protocol import Evaluation
+from pipeline.evaluate.validation import labelled
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.store import Store
 from pipeline.run import Run
+from pipeline.stream.batches import captioned
 from pipeline.train.cost import TrainingCost, cost_of
 from pipeline.train.record import append_event, read_metrics
 from pipeline.tune.progress import Progress
 from pipeline.tune.trials import Tell, last_line, run_trials, teller, trial_run
-from ssl_models.objectives import build_objective
+from ssl_models.objectives import OBJECTIVES, build_objective
+from ssl_models.objectives.image_text import ImageTextObjective
 
 METHOD = ("objective", "optimizer", "views")  # what a method may choose
 BOOKKEEPING = ("log_every", "checkpoint_every", "keep_checkpoints", "keep_best")  # of training: changes no result
@@ -44,6 +47,11 @@ class Contender:
         """Crops that the method processes of an image: "2", with local ones "2 + 6"."""
         local = self.experiment.views.local_crops
         return f"{self.experiment.num_views}" + (f" + {local}" if local else "")
+
+    @property
+    def compares_text(self) -> bool:
+        """Whether it can be judged by retrieval."""
+        return issubclass(OBJECTIVES[self.experiment.objective.name], ImageTextObjective)
 
     @property
     def parameters(self) -> int:
@@ -113,6 +121,20 @@ def refuse_unfair(found: Sequence[Contender]) -> None:
         f"these recipes differ in more than the method: {'; '.join(words)}. Give one value for all, for example "
         f"{' '.join(way_out)}"
     )
+
+
+def refuse_unjudged(found: Sequence[Contender], store: Store) -> None:
+    """Raises ValueError where the store's test split cannot tell how good the contenders are: without labels only those
+    are judged that compare images with captions."""
+    if not store.count("test"):
+        raise ValueError(f"{store.path} has no test split to compare on: curate with --holdout above 0")
+    apart = [contender.recipe for contender in found if not contender.compares_text]
+    if apart or len(captioned(store, store.select("test"))) < 2:
+        try:
+            labelled(store)
+        except ValueError as error:
+            also = f"; without labels, only methods that compare images with captions can be: not {_names(apart)}"
+            raise ValueError(f"{error}{also if apart else ''}") from None
 
 
 def _held_equal(contender: Contender) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from pipeline.evaluate.health import complaint
 from pipeline.evaluate.protocol import Score
 from pipeline.tune.compare import Contender, Trial
 
-SCORES = {"knn_top1": "k-NN", "linear_top1": "linear probe"}
+# What methods are ranked by, the first before the second: where the store has labels; where it has captions only.
+CLASSES = {"knn_top1": "k-NN", "linear_top1": "linear probe"}
+PAIRS = {"retrieval_image_to_text_r10": "image→text R@10", "retrieval_text_to_image_r10": "text→image R@10"}
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,19 @@ class Row:
 
     @property
     def key(self) -> float:
-        knn = self.measures.get("knn_top1")
-        return knn.trained.mean if knn else -1.0
+        return next((measure.trained.mean for measure in self.measures.values()), -1.0)
 
 
 def table(found: Sequence[Contender], trials: Sequence[Trial]) -> list[Row]:
-    """A row a method: by encoder family, within it the best k-NN first."""
+    """A row a method: by encoder family, within it the best first."""
     rows = [_row(contender, [trial for trial in trials if trial.recipe == contender.recipe]) for contender in found]
     families = list(dict.fromkeys(row.family for row in rows))
     return sorted(rows, key=lambda row: (families.index(row.family), -row.key))
+
+
+def scores_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The two scores that these rows are ranked by, with their titles."""
+    return PAIRS if any(name in row.measures for row in rows for name in PAIRS) else CLASSES
 
 
 def groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -98,7 +104,8 @@ def _row(contender: Contender, trials: Sequence[Trial]) -> Row:
     judged = [trial.evaluation for trial in trials if trial.evaluation is not None]
     costs = [trial.cost for trial in trials if trial.cost is not None]
     measures = {}
-    for name in SCORES:
+    labelled = any(evaluation.score("knn_top1") for evaluation in judged)
+    for name in CLASSES if labelled else PAIRS:
         scores = [score for evaluation in judged if (score := evaluation.score(name)) is not None]
         if scores:
             measures[name] = Measure.of(scores)
@@ -123,10 +130,11 @@ def _notes(contender: Contender, trials: Sequence[Trial], measures: dict[str, Me
     faults = [fault for health in judged if (fault := complaint(**health))]
     if faults:
         yield faults[0] + (f", {len(faults)} of {len(judged)} seeds" if len(judged) > 1 else "")
-    weak = [SCORES[name] for name, measure in measures.items() if not measure.beats_random]
+    titles = CLASSES | PAIRS
+    weak = [titles[name] for name, measure in measures.items() if not measure.beats_random]
     if weak:
         yield f"not better than the random encoder ({', '.join(weak)})"
-    below = [SCORES[name] for name, measure in measures.items() if measure.trained.mean <= measure.pixels]
+    below = [titles[name] for name, measure in measures.items() if measure.trained.mean <= measure.pixels]
     if below:
         yield f"not better than raw pixels ({', '.join(below)})"
     if hasattr(contender.experiment.objective, "num_classes"):
@@ -173,7 +181,7 @@ def conclusions(rows: Sequence[Row]) -> list[str]:
 
 
 def _conclude(group: list[Row]) -> Iterator[str]:
-    for name, title in SCORES.items():
+    for name, title in scores_of(group).items():
         judged = sorted(
             (row for row in group if name in row.measures), key=lambda row: -row.measures[name].trained.mean
         )

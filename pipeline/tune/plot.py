@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.tune.comparison import SCORES, Row, groups
+from pipeline.tune.comparison import Row, groups, scores_of
 from pipeline.tune.sweep import Trial
 
 
@@ -37,9 +37,12 @@ def plot_sweep(trials: list[Trial], varied: list[str], path: Path) -> Path:
     return path
 
 
+COLOURS = ("#2a6f97", "#c8553d")
+
+
 def plot_comparison(rows: Sequence[Row], path: Path) -> Path:
-    """A panel an encoder: every method's accuracy on the test split, mean and standard deviation over seeds, best
-    k-NN first; the random encoder and raw pixels as lines."""
+    """A panel an encoder: every method's scores on the test split, mean and standard deviation over seeds, the best
+    first; the random encoder and raw pixels as lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -52,7 +55,7 @@ def plot_comparison(rows: Sequence[Row], path: Path) -> Path:
         height_ratios=heights,
     )  # fmt: skip
     for axis, panel in zip(axes[:, 0], panels, strict=True):
-        for shift, (name, title), colour in zip((-0.13, 0.13), SCORES.items(), ("#2a6f97", "#c8553d"), strict=True):
+        for shift, (name, title), colour in zip((-0.13, 0.13), scores_of(rows).items(), COLOURS, strict=True):
             measured = [(place, row.measures[name]) for place, row in enumerate(panel) if name in row.measures]
             if not measured:
                 continue
@@ -69,7 +72,7 @@ def plot_comparison(rows: Sequence[Row], path: Path) -> Path:
         axis.set_ylim(max(1, len(panel)) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(panel[0].encoder if panel else "no trial has ended", fontsize=10, loc="left")
-    axes[-1][0].set_xlabel("accuracy on the test split, %")
+    axes[-1][0].set_xlabel("on the test split, %")
     if panels[0]:
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=130)

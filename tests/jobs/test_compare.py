@@ -13,16 +13,17 @@ import jobs.recipes
 from jobs.cli import app
 from pipeline.evaluate.protocol import Evaluation, Health, Score
 from pipeline.experiment import Experiment
+from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
-from pipeline.report.comparison import COLUMNS, cells, explanation, markdown, write_comparison
+from pipeline.report.comparison import cells, columns, explanation, markdown, write_comparison
 from pipeline.run import Run
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.cost import TrainingCost, cost_of
-from pipeline.tune.compare import Contender, Trial, comparison_name, contenders, read_trials
-from pipeline.tune.comparison import Measure, Spread, apart, conclusions, table
+from pipeline.tune.compare import Contender, Trial, comparison_name, contenders, read_trials, refuse_unjudged
+from pipeline.tune.comparison import PAIRS, Measure, Spread, apart, conclusions, table
 from pipeline.tune.plot import plot_comparison
 from pipeline.tune.progress import Progress
-from tests.pipeline.stores import tiny_experiment
+from tests.pipeline.stores import curate_here, tiny_experiment, write_dump
 
 VIT = {"name": "vit_tiny_patch16_224", "image_size": 16, "patch_size": 8, "pool": "mean",
        "arguments": {"depth": 1, "embed_dim": 48, "num_heads": 3}}  # fmt: skip
@@ -179,7 +180,7 @@ def test_the_table_ranks_within_an_encoder_and_names_what_went_wrong():
     )
     assert notes["m"] == "seed 2 failed: TrainingFailed: full disk"
     assert notes["b"] == ""
-    lines = [dict(zip(COLUMNS, line, strict=True)) for line in cells(rows)]
+    lines = [dict(zip(columns(rows), line, strict=True)) for line in cells(rows)]
     assert [line["method"] for line in lines] == [
         "b", "a", "c", "d", "random encoder", "raw pixels", "m", "random encoder", "raw pixels",
     ]  # fmt: skip
@@ -189,7 +190,32 @@ def test_the_table_ranks_within_an_encoder_and_names_what_went_wrong():
     assert lines[0]["time"] == "1 min 01 s"
     assert lines[3]["k-NN %"] == "–"
     assert lines[4]["k-NN %"] == "34.0"
-    assert lines[8]["linear %"] == "46.0"
+    assert lines[8]["linear probe %"] == "46.0"
+
+
+def test_without_labels_methods_are_ranked_by_retrieval():
+    found, trials = compared()
+    for evaluation in (one.evaluation for one in trials if one.evaluation):
+        pairs = zip(evaluation.scores, PAIRS, strict=True)
+        evaluation.scores[:] = [score.model_copy(update={"name": name}) for score, name in pairs]
+    rows = table(found, trials)
+    assert [row.recipe for row in rows] == ["b", "a", "c", "d", "m"]
+    assert columns(rows)[2:4] == ("image→text R@10 %", "text→image R@10 %")
+    assert cells(rows)[0][2] == "59.2 ± 0.2"
+    assert conclusions(rows)[0].startswith("image→text R@10, resnet18: b has the highest mean")
+
+
+def test_methods_that_cannot_be_judged_are_refused(tmp_path: Path):
+    dump = write_dump(tmp_path / "dump", 40, classes=("things",))
+    store = curate_here(dump, tmp_path / "store", CurateConfig(holdout=0.2))
+    without = curate_here(dump, tmp_path / "without", CurateConfig(holdout=0))
+    text = {"text": {"width": 32, "layers": 1, "heads": 2, "context_length": 16}, "dim": 8}
+    clip = Contender("clip", simclr(objective={"name": "clip", **text}))
+    refuse_unjudged([clip], store)
+    with pytest.raises(ValueError, match=r"has no labels .* only methods that compare images with captions .* not s$"):
+        refuse_unjudged([clip, Contender("s", simclr())], store)
+    with pytest.raises(ValueError, match="has no test split to compare on"):
+        refuse_unjudged([clip], without)
 
 
 def test_the_conclusion_says_no_more_than_was_measured():
