@@ -101,7 +101,7 @@ def train_worker(config: dict[str, Any]) -> None:
     rank, device = context.get_world_rank(), ray.train.torch.get_device()
     if device.type == "cpu":
         # Ray gives a 1-CPU worker one thread; the workers of a node share all its cores. With more threads than cores a
-        # convolution's backward pass is a hundred times slower: oneDNN's threads wait for each other without sleep.
+        # convolution's backward pass is a hundred times slower (seen of two trainings with 2 threads each on 2 cores).
         sharing = context.get_local_world_size() * config["sharing"]
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // sharing))
     start = broadcast_from_rank_zero(Start.look(run) if rank == 0 else None)
