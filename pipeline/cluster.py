@@ -74,11 +74,11 @@ def refuse_unsafe_settings() -> None:
 
 
 @contextmanager
-def connected(address: str | None = None, *, cpus: int = 1) -> Iterator[None]:
+def connected(address: str | None = None, *, cpus: int = 1, offer: int = 1) -> Iterator[None]:
     """Joins the cluster at `address`, or starts one on this machine for the time of the block.
 
     `address` falls back to RAY_ADDRESS (which a submitted job has), then to a fresh local instance. A local
-    instance offers at least `cpus` logical CPUs: they are shares of the real cores, not a claim to more of them.
+    instance offers at least `cpus` and `offer` logical CPUs: shares of the real cores, not a claim to more of them.
     If Ray is connected already, the block uses that connection and leaves it open.
 
     Raises:
@@ -99,7 +99,7 @@ def connected(address: str | None = None, *, cpus: int = 1) -> Iterator[None]:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private instance on loopback
             ray.init(
                 address="local",
-                num_cpus=max(cpus, os.cpu_count() or 1),
+                num_cpus=max(cpus, offer, os.cpu_count() or 1),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

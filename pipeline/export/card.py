@@ -8,6 +8,8 @@ from textwrap import dedent
 from pipeline.export.forms import Form
 from pipeline.export.trained import Trained
 
+MADE_BY = "trained by feral"
+
 
 def card(trained: Trained, form: str, chosen: Form, difference: float | None) -> str:
     """Markdown."""
@@ -23,7 +25,7 @@ def card(trained: Trained, form: str, chosen: Form, difference: float | None) ->
     head = f"""\
         # {config.name}, pretrained by {experiment.objective.name}
 
-        An image encoder, trained by feral {version("feral")} without labels{_but_labels(trained)} on {seen:,} images
+        An image encoder, {MADE_BY} {version("feral")} without labels{_but_labels(trained)} on {seen:,} images
         (repeats counted) of {side} × {side} pixels. Form: `{form}`, {chosen.what}.
 
         ## Load it

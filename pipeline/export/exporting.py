@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.export.card import card
+from pipeline.export.card import MADE_BY, card
 from pipeline.export.forms import FORMS, Form
 from pipeline.export.trained import Trained
 from pipeline.run import Run
@@ -39,6 +39,8 @@ def export(run: Run, form: str, folder: Path, *, overwrite: bool = False) -> Exp
         raise ValueError(f"no form is called {form!r}: there are {', '.join(FORMS)}")
     if folder.exists() and not overwrite:
         raise ValueError(f"{folder} exists: give --overwrite, or another --folder")
+    if folder.exists() and not is_export(folder):
+        raise ValueError(f"{folder} is no export, so it is not replaced: give another --folder")
     trained = Trained.of(run)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}", dir=folder.parent) as scratch:
@@ -54,6 +56,12 @@ def export(run: Run, form: str, folder: Path, *, overwrite: bool = False) -> Exp
             shutil.rmtree(folder)
         written.rename(folder)
     return Exported(folder, difference, missing)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `export` made it: nothing else may be removed."""
+    readme = folder / "README.md"
+    return readme.is_file() and MADE_BY in readme.read_text(errors="replace")
 
 
 def _tried(form: Form, trained: Trained, folder: Path) -> tuple[float | None, str | None]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.export import loaders
 from pipeline.export.torchvision_names import torchvision_model
-from pipeline.export.trained import Trained
+from pipeline.export.trained import CHANGES_NOTHING, Trained, Whole
 from ssl_models.objectives.image_text import ImageTextObjective, SigLIP
 
 OPSET = 18
@@ -69,12 +69,17 @@ def write_torchvision(trained: Trained, folder: Path) -> None:
 
 def write_open_clip(trained: Trained, folder: Path) -> None:
     """Both towers, the scale and, of SigLIP, the bias."""
+    import timm
+
     objective = _image_text(trained)
     model, arguments = trained.timm_model("open_clip")
-    if arguments:
+    size = timm.get_pretrained_cfg(trained.config.name).input_size[-1]  # of the towers that open_clip makes
+    if arguments.get("img_size") == size:
+        del arguments["img_size"]
+    if arguments := {name: value for name, value in arguments.items() if name not in CHANGES_NOTHING}:
         raise ValueError(
             f"open_clip makes its image towers by name alone, and this one has {json.dumps(arguments)}: train with "
-            "encoder.name alone (and encoder.image_size=224 for a ViT), or use --to timm or onnx for the image tower"
+            f"encoder.name alone (a ViT with encoder.image_size={size}), or use --to timm or onnx for the image tower"
         )
     text = trained.experiment.objective.text  # type: ignore[union-attr]
     sides = {"image_size": trained.config.image_size}
@@ -125,17 +130,6 @@ def write_torch_export(trained: Trained, folder: Path) -> None:
     torch.export.save(program, folder / "encoder.pt2")
 
 
-class Projected(nn.Module):
-    """The image's place in the space that it shares with text."""
-
-    def __init__(self, objective: ImageTextObjective) -> None:
-        super().__init__()
-        self.objective = objective
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.objective.project_image(self.objective.encoder.normalized(pixels))
-
-
 def _image_text(trained: Trained) -> Any:
     if not isinstance(trained.objective, ImageTextObjective):
         raise ValueError(
@@ -161,7 +155,7 @@ FORMS = {
         "open_clip_torch",
         write_open_clip,
         loaders.load_open_clip,
-        expected=lambda trained: Projected(_image_text(trained)),
+        expected=lambda trained: Whole(_image_text(trained), "project_image"),
     ),
     "onnx": Form("a graph for ONNX Runtime", "onnxruntime torch", write_onnx, loaders.load_onnx),
     "torch_export": Form("a graph of torch.export", "torch", write_torch_export, loaders.load_torch_export),

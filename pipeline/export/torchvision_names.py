@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.export.trained import CHANGES_NOTHING
 from ssl_models.encoders import EncoderConfig
 
 # timm's ResNets have torchvision's names, but for these.
@@ -21,7 +22,6 @@ RESNETS = {
     "wide_resnet50_2",
     "wide_resnet101_2",
 }
-CHANGES_NOTHING = {"zero_init_last", "drop_path_rate", "drop_rate", "dynamic_img_size"}  # in evaluation
 VIT = (  # timm's name → torchvision's
     (r"^cls_token$", "class_token"),
     (r"^pos_embed$", "encoder.pos_embedding"),

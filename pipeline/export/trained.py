@@ -13,6 +13,8 @@ from pipeline.train.checkpoints import Checkpoint
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives import Objective
 
+CHANGES_NOTHING = {"zero_init_last", "drop_path_rate", "drop_rate", "dynamic_img_size"}  # of timm's, in evaluation
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -101,11 +103,11 @@ class Trained:
 
 
 class Whole(nn.Module):
-    """Pixels (B, 3, S, S) in [0, 1] → embeddings (B, dim), by all that the objective does to embed."""
+    """Pixels (B, 3, S, S) in [0, 1] → embeddings (B, dim), by all that the objective's method `embed` does."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, embed: str = "embed") -> None:
         super().__init__()
-        self.objective = objective
+        self.objective, self.embed = objective, embed
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.objective.embed(self.objective.encoder.normalized(pixels))
+        return getattr(self.objective, self.embed)(self.objective.encoder.normalized(pixels))

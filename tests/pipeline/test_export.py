@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import jobs.export
 from pipeline.experiment import build_experiment
 from pipeline.export import exporting
 from pipeline.export.exporting import TOLERANCE, difference, export
@@ -63,6 +64,7 @@ CASES = [
     ("torchvision", "simclr", VIT),
     ("open_clip", "clip", RESNET),
     ("open_clip", "siglip", RESNET),
+    ("open_clip", "clip", {"name": "vit_tiny_patch16_224", "image_size": 224}),
     ("onnx", "simclr", SMALL),
     ("onnx", "iic", SMALL),
     ("onnx", "mae", MEAN_VIT),
@@ -150,6 +152,10 @@ def test_what_a_form_cannot_hold_is_refused_with_the_way_out(tmp_path, form, obj
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+def test_the_command_names_every_form():
+    assert set(re.findall(r"[a-z_]+", jobs.export.FORMS)) - {"or"} == set(FORMS)
+
+
 def test_an_export_that_embeds_otherwise_is_not_left_behind(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", "simclr", SMALL)
     monkeypatch.setattr(exporting, "difference", lambda *args: 0.01)
@@ -160,7 +166,12 @@ def test_an_export_that_embeds_otherwise_is_not_left_behind(tmp_path, monkeypatc
 
 def test_a_folder_that_exists_is_replaced_only_when_asked(tmp_path):
     run = make_run(tmp_path / "run", "simclr", SMALL)
-    (tmp_path / "out").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letters").touch()
+    with pytest.raises(ValueError, match="is no export, so it is not replaced"):
+        export(run, "safetensors", tmp_path / "home", overwrite=True)
+    assert (tmp_path / "home" / "letters").exists()
+    export(run, "safetensors", tmp_path / "out")
     (tmp_path / "out" / "old").touch()
     with pytest.raises(ValueError, match="give --overwrite"):
         export(run, "safetensors", tmp_path / "out")

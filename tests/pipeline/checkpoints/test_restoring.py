@@ -30,16 +30,20 @@ from tests.pipeline.checkpoints.saving import (
 from tests.ssl_models.contract import build
 
 
+def saved(directory, state, background):
+    if not background:
+        save_checkpoint(directory, state, keep=1)
+        return
+    writer = CheckpointWriter(directory, keep=1)
+    writer.save(state)
+    writer.close()
+
+
 @pytest.mark.parametrize(("optimizer", "objective"), [("sgd", "simclr"), ("adamw", "mae"), ("lars", "clip")])
 @pytest.mark.parametrize("background", [True, False])
 def test_a_restored_state_equals_the_saved_one(tmp_path, optimizer, objective, background):
     state = advance(advance(make_state(optimizer, objective)))
-    if background:
-        writer = CheckpointWriter(tmp_path, keep=1)
-        writer.save(state)
-        writer.close()
-    else:
-        save_checkpoint(tmp_path, state, keep=1)
+    saved(tmp_path, state, background)
     restored = make_state(optimizer, objective, seed=1)
     newest_checkpoint(tmp_path).restore(restored)
     assert contents(restored) == contents(state)
@@ -69,12 +73,7 @@ def test_tied_weights_empty_optimizers_and_odd_tensors_survive(tmp_path, backgro
 
     state = advance(make())
     state.objective.count += 1
-    if background:
-        writer = CheckpointWriter(tmp_path, keep=1)
-        writer.save(state)
-        writer.close()
-    else:
-        save_checkpoint(tmp_path, state, keep=1)
+    saved(tmp_path, state, background)
     restored = make()
     newest_checkpoint(tmp_path).restore(restored)
     assert contents(restored) == contents(state)
