@@ -72,7 +72,7 @@ def plot_comparison(rows: Sequence[Row], path: Path) -> Path:
         axis.set_ylim(max(1, len(panel)) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(panel[0].encoder if panel else "no trial has ended", fontsize=10, loc="left")
-    axes[-1][0].set_xlabel("on the test split, %")
+    axes[-1][0].set_xlabel("score on the test split, %")
     if panels[0]:
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=130)
