@@ -37,7 +37,7 @@ def load_hf(folder):
     import torch
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(folder).eval()
+    model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
     mean, std = (torch.tensor(model.config.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
     return lambda pixels: model((pixels - mean) / std).pooler_output
 

@@ -370,9 +370,12 @@ def calls_of(*names: str) -> list[tuple[Path, ast.Call]]:
 def test_h2_h9_h10_h11_no_loader_that_unpickles_is_imported_or_called() -> None:
     doors = {"webdataset", "pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "mlflow", "torch.hub",
              "torch.distributed.checkpoint", "huggingface_hub", "transformers", "datasets", "fsspec"}  # fmt: skip
-    assert not importing(doors)
+    written = "pipeline/export/loaders.py"  # tries what this process has just written; stands in that export's README
+    assert importing(doors) == [f"{written}: transformers"]
     bad = calls_of("load_model", "read_webdataset", "read_numpy", "from_pretrained", "unsafe_load", "full_load")
-    assert not [where(path, call) for path, call in bad]
+    assert [(str(path.relative_to(ROOT)), ast.unparse(call)) for path, call in bad] == [
+        (written, "AutoModel.from_pretrained(folder, use_safetensors=True)")
+    ]
     restored = [(path, call) for path, call in calls_of("restore", "can_restore") if "Tuner" in ast.unparse(call.func)
                 or "Trainer" in ast.unparse(call.func)]  # fmt: skip
     assert not [where(path, call) for path, call in restored]
