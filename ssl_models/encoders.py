@@ -66,6 +66,7 @@ class ImageEncoder(nn.Module):
         if self.mean_pool and not is_vit:
             raise ValueError(f"encoder.pool=mean needs a ViT, {config.name!r} is none: leave encoder.pool=auto")
         _set_stem(self.model, config)
+        _shield_strided(self.model)
         self.mean, self.std = config.mean, config.std
         self.dim: int = self.model.num_features
 
@@ -174,6 +175,26 @@ def _set_stem(model: Any, config: EncoderConfig) -> None:
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     if stem != "small_pool":
         model.maxpool = nn.Identity()
+
+
+class ShieldedConv2d(nn.Conv2d):
+    """A strided convolution that sees maps no larger than its kernel in single precision, on CPU.
+
+    There parts of the kernel touch the padding only, and oneDNN's backward pass in bf16 leaves the gradient of their
+    weights as it finds the memory (torch 2.15 with AMX: 3 × 3, stride 2, on 1 × 1 of tiles of 8 px: NaN and 1e33).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type == "cpu" and min(input.shape[2:]) <= max(self.kernel_size):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.to(self.weight.dtype))
+        return super().forward(input)
+
+
+def _shield_strided(model: nn.Module) -> None:
+    for module in model.modules():
+        if type(module) is nn.Conv2d and max(module.stride) > 1 and max(module.kernel_size) > 1:
+            module.__class__ = ShieldedConv2d  # it keeps its weights' names and their draws
 
 
 def sine_cosine_positions(dim: int, rows: int, columns: int) -> Tensor:
