@@ -4,7 +4,21 @@ import sys
 
 import typer
 
-from jobs import bench, compare, curate, demo, evaluate, export, pretrain, recipe_list, select, submit, sweep, verify
+from jobs import (
+    bench,
+    compare,
+    curate,
+    demo,
+    embed,
+    evaluate,
+    export,
+    pretrain,
+    recipe_list,
+    select,
+    submit,
+    sweep,
+    verify,
+)
 
 app = typer.Typer(
     help="Self-supervised pretraining of vision encoders on image and image-text data as it comes.",
@@ -22,6 +36,8 @@ app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(evaluate.report)
+app.command("embed")(embed.embed)
+app.command("search")(embed.search)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)
 app.command("recipes")(recipe_list.recipes)

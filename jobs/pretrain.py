@@ -198,7 +198,7 @@ def print_scores(evaluation: "Evaluation | None") -> None:
     table = Table("score", "trained", "random encoder", "raw pixels", "chance", "test images")
     for score in evaluation.scores:
         values = (score.trained, score.random_encoder, score.raw_pixels, score.chance)
-        table.add_row(score.name, *(f"{value:.1%}" for value in values), str(score.num_queries))
+        table.add_row(score.name, *map(score.shown, values), str(score.num_queries))
     if evaluation.scores:
         Console(width=max(Console().width, 100)).print(table)  # narrower, the names are cut
     if evaluation.health and (fault := complaint(**evaluation.health)):

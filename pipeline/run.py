@@ -30,6 +30,10 @@ class Run:
         return self.path / "evaluation.json"
 
     @property
+    def embeddings(self) -> Path:
+        return self.path / "embeddings"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.html"
 

@@ -1,25 +1,25 @@
 """Embeddings of a store's samples: by the trained encoder, by the same encoder before training, and raw pixels."""
 
+import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
-from pipeline.experiment import Experiment, build_experiment
+from pipeline.cluster import ClusterConfig
+from pipeline.evaluate.cache import cached
+from pipeline.evaluate.encoders import ENCODERS, Encoders, digest_of
+from pipeline.evaluate.outputs import OUTPUTS
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import reading_dataset, to_batch
 from pipeline.stream.crops import CenterCrop
 from pipeline.stream.read import Columns, Reader
-from pipeline.train.checkpoints import Checkpoint
-from ssl_models.objectives import Objective, build_objective
-from ssl_models.objectives.image_text import ImageTextObjective
 
-BOTH = ("trained", "random")
-THUMBNAIL = 12  # side of the raw-pixel baseline: on small photos stronger than all pixels
+BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -27,96 +27,90 @@ class Embeddings:
     """Rows of equal order. "trained", "random" (B, dim), "pixels" (B, 432); with text also the projections into the
     shared space, "trained_projection" and "random_projection" (B, D)."""
 
-    numbers: np.ndarray  # (B,) sample numbers, ascending
+    numbers: np.ndarray  # (B,) sample numbers
     labels: np.ndarray  # (B,) -1 = unlabelled
     features: dict[str, np.ndarray]
 
-    def of(self, numbers: np.ndarray) -> "Embeddings":
-        """The rows of some samples."""
-        rows = np.isin(self.numbers, numbers)
-        features = {name: values[rows] for name, values in self.features.items()}
-        return Embeddings(self.numbers[rows], self.labels[rows], features)
+    def rows(self, which: slice | np.ndarray) -> "Embeddings":
+        features = {name: values[which] for name, values in self.features.items()}
+        return Embeddings(self.numbers[which], self.labels[which], features)
 
 
 class Embedder:
     """Embeds blocks of crops; lives in a process of its own, on a GPU if it was given one."""
 
-    def __init__(
-        self, experiment: dict[str, Any], checkpoint: Checkpoint, threads: int, names: tuple[str, ...] = BOTH
-    ) -> None:
+    def __init__(self, encoders: Encoders, threads: int, names: tuple[str, ...], output: str) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        config = build_experiment(experiment)
-        self.views = config.device_views(plain=True)
-        pair = load_pair(config, checkpoint)
-        self.objectives = {name: pair[name].to(self.device) for name in names}
+        self.views, self.outputs = encoders.sees.views, OUTPUTS[output]
+        loaded = encoders.load()
+        self.encoders = {name: loaded[name].to(self.device) for name in names}
 
     @torch.inference_mode()
     def __call__(self, columns: Columns) -> Columns:
         batch = to_batch(columns, self.views, self.device)
         images = batch.views[0]
-        out = {"number": columns["number"], "label": columns["label"], "pixels": thumbnails(images).cpu().numpy()}
-        for name, objective in self.objectives.items():
-            out[name] = objective.embed(images).float().cpu().numpy()
-            if isinstance(objective, ImageTextObjective):
-                out[f"{name}_projection"] = objective.project_image(images).float().cpu().numpy()
-        return out
+        found: dict[str, Tensor] = {}
+        for name, encoder in self.encoders.items():
+            found |= {
+                f"{name}{suffix}": values
+                for suffix, values in self.outputs(encoder, images, batch.ids, self.views).items()
+            }
+        rows = {name: values.float().cpu().numpy() for name, values in found.items()}
+        return {"number": columns["number"], "label": columns["label"], **rows}
 
 
-def load_pair(experiment: Experiment, checkpoint: Checkpoint) -> dict[str, Objective]:
-    """The trained objective and the same one before its first step, both for evaluation."""
-    torch.manual_seed(experiment.training.seed)
-    random = build_objective(experiment.objective, experiment.encoder)
-    trained = build_objective(experiment.objective, experiment.encoder)
-    checkpoint.restore_objective(trained)
-    return {"trained": trained.eval(), "random": random.eval()}
+@dataclass(frozen=True)
+class Embedding:
+    """How samples are embedded: where, with how many threads, and where the results are kept for the next time."""
 
+    cluster: ClusterConfig
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # of one process
+    cache: Path | None = None
 
-def thumbnails(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S) → (B, 3 · 12 · 12)."""
-    return F.interpolate(images, (THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=True).flatten(1)
+    def samples(
+        self, encoders: Encoders, store: Store, numbers: np.ndarray, names: tuple[str, ...] = ENCODERS, output: str = ""
+    ) -> Embeddings:
+        """Embeds samples in the order of `numbers`, or reads what was found before by an encoder with these weights, of
+        these samples, seen this way. With a cache the rows lie in files, and cost no memory. Ray must be connected."""
 
+        def blocks() -> Iterator[Columns]:
+            return self.blocks(encoders, store, numbers, names, output)
 
-def embed_samples(
-    experiment: Experiment, checkpoint: Checkpoint, store: Store, numbers: np.ndarray, threads: int
-) -> Embeddings:
-    """Embeds samples on the connected Ray cluster, by the trained encoder and the one before training."""
-    numbers = np.sort(numbers)
-    blocks = list(embedding_blocks(experiment, checkpoint, store, numbers, threads))
-    columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    assert np.array_equal(columns["number"], numbers)
-    return Embeddings(columns.pop("number"), columns.pop("label"), columns)
+        if self.cache is None:
+            parts = list(blocks())
+            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        else:
+            asked = {
+                "encoder": encoders.digest,
+                "sees": repr(encoders.sees),
+                "store": store.manifest.digest,
+                "samples": digest_of([len(numbers), numbers.tolist()]),
+                "encoders": names,
+                "output": output,
+            }
+            columns = cached(self.cache, asked, len(numbers), blocks)
+        assert np.array_equal(columns["number"], numbers)
+        return Embeddings(columns.pop("number"), columns.pop("label"), columns)
 
+    def blocks(
+        self, encoders: Encoders, store: Store, numbers: np.ndarray, names: tuple[str, ...] = ENCODERS, output: str = ""
+    ) -> Iterator[Columns]:
+        """Embeds samples in the order of `numbers`, block by block: decoding on CPUs, encoding in one process a
+        training worker. Ray must be connected."""
+        from ray.data import ActorPoolStrategy
 
-def embedding_blocks(
-    experiment: Experiment,
-    checkpoint: Checkpoint,
-    store: Store,
-    numbers: np.ndarray,
-    threads: int,
-    names: tuple[str, ...] = BOTH,
-) -> Iterator[Columns]:
-    """Embeds samples in the order of `numbers`, block by block: decoding on CPUs, encoding in one process a training
-    worker. Ray must be connected."""
-    from ray.data import ActorPoolStrategy
-
-    reader = Reader(CenterCrop(experiment.encoder.image_size), place=store.place)
-    references = reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64))
-    cluster = experiment.cluster
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # no other way to max_restarts in Ray 2.60
-        data = reading_dataset(reader, references).map_batches(
-            Embedder,
-            fn_constructor_kwargs={
-                "experiment": experiment.model_dump(mode="json"),
-                "checkpoint": checkpoint,
-                "threads": threads,
-                "names": names,
-            },
-            batch_size=256,
-            batch_format="numpy",
-            compute=ActorPoolStrategy(size=cluster.workers),
-            num_gpus=1 if cluster.use_gpu else 0,
-            max_restarts=0,  # the stage fails as a whole, and the same command does it again
-        )
-    yield from data.iter_batches(batch_size=None, batch_format="numpy")
+        reader = Reader(CenterCrop(encoders.sees.image_size), place=store.place)
+        references = reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # the only way to max_restarts in 2.60
+            data = reading_dataset(reader, references).map_batches(
+                Embedder,
+                fn_constructor_args=(encoders, self.threads, names, output),
+                batch_size=BATCH,
+                batch_format="numpy",
+                compute=ActorPoolStrategy(size=self.cluster.workers),
+                num_gpus=1 if self.cluster.use_gpu else 0,
+                max_restarts=0,  # the stage fails as a whole, and the same command does it again
+            )
+        yield from data.iter_batches(batch_size=None, batch_format="numpy")

@@ -13,6 +13,7 @@ ALIKE = 0.99
 # keeps nine directions (neural collapse, arXiv 2008.08186), which is no fault.
 FEW_DIRECTIONS = 0.02
 MAX_IMAGES = 25_600  # the rank hardly grows with more (arXiv 2210.02885, section 4)
+MAX_PAIRED = 2_000
 CHUNK = 4096
 
 
@@ -22,7 +23,8 @@ def health(features: np.ndarray) -> Health:
     rank: RankMe (Garrido et al. 2023, arXiv 2210.02885, eq. 1), exp(−Σ p ln p) with p = σ / Σσ + 1e-7 over the
     singular values σ; between 1 and min(N, d). spread: the standard deviation of a dimension of the normalised
     embeddings, mean over the dimensions, times √d: 0 when all are equal, at most 1. mean_cosine: of two different
-    images, over all pairs.
+    images, over all pairs. uniformity: ln E exp(−2 ‖f(x) − f(y)‖²) over the pairs of at most 2,000 of them, normalised
+    (Wang and Isola 2020, arXiv 2005.10242, eq. 3); 0 when all are equal, about −4 when spread evenly.
 
     Raises:
         ValueError: fewer than two embeddings.
@@ -45,6 +47,7 @@ def health(features: np.ndarray) -> Health:
         rank=_effective_rank(torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()),
         spread=float(variance.sqrt().mean()) * dim**0.5,
         mean_cosine=float((total.square().sum() - count) / (count * (count - 1))),
+        uniformity=_uniformity(_unit(torch.from_numpy(features[:: -(-count // MAX_PAIRED)]).double())),
     )
 
 
@@ -67,6 +70,11 @@ def _unit(rows: Tensor) -> Tensor:
     """Rows of length 1. Rows of zeros have no direction; they are all alike, so all get the same."""
     lengths = rows.norm(dim=1, keepdim=True)
     return torch.where(lengths > 0, rows / lengths.clamp(min=1e-300), rows.shape[1] ** -0.5)
+
+
+def _uniformity(unit: Tensor) -> float:
+    squared_distances = torch.pdist(unit).square()
+    return float((-2 * squared_distances).exp().mean().log())
 
 
 def _effective_rank(singular_values: Tensor) -> float:

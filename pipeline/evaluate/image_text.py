@@ -1,12 +1,27 @@
 """Evaluations of image-text encoders: zero-shot classification and retrieval."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from pipeline.evaluate.encoders import ENCODERS, ComparesText
+from pipeline.evaluate.protocol import Score
+from pipeline.evaluate.scoring import Case, accuracy, score
+from pipeline.stream.batches import captioned
 from pipeline.stream.read import tokenize
-from ssl_models.objectives.image_text import ImageTextObjective
+
+
+def image_text(case: Case) -> Iterator[Score | str]:
+    """Zero-shot classification and retrieval; for encoders that compare images with text only."""
+    context_length = case.encoders.context_length
+    pair = {name: one for name, one in case.encoders.load().items() if isinstance(one, ComparesText)}
+    if context_length is None or not pair:
+        return
+    towers = _Towers(case, pair, context_length)
+    yield _zero_shot(case, towers)
+    yield from _retrieval(case, towers)
 
 
 def prompts(class_name: str) -> list[str]:
@@ -17,7 +32,7 @@ def prompts(class_name: str) -> list[str]:
 
 
 @torch.inference_mode()
-def embed_texts(objective: ImageTextObjective, texts: list[str], context_length: int) -> np.ndarray:
+def embed_texts(objective: ComparesText, texts: list[str], context_length: int) -> np.ndarray:
     """(T, D), L2-normalised."""
     parts = [texts[i : i + 512] for i in range(0, len(texts), 512)]
     return np.concatenate(
@@ -62,6 +77,55 @@ def chance_recalls(owner: np.ndarray, num_images: int, ks: tuple[int, ...] = (1,
             misses *= np.maximum(total - counts - i, 0) / (total - i)
         chance[f"image_to_text_r{k}"] = float(1 - misses.mean())
     return chance
+
+
+class _Towers:
+    """Images and texts of each encoder in one space; raw pixels by ridge regression to words."""
+
+    def __init__(self, case: Case, pair: dict[str, ComparesText], context_length: int) -> None:
+        self.test, self.pair, self.context_length = case.test, pair, context_length
+        captions = case.store.column("captions")
+        told = np.flatnonzero(np.isin(case.train.numbers, captioned(case.store, case.train.numbers)))
+        words = [captions[int(case.train.numbers[row])].as_py()[0] for row in told]
+        self.words = PixelsToWords.fit(case.train.features["pixels"][told], words)
+
+    def texts(self, name: str, texts: list[str]) -> np.ndarray:
+        return self.words.texts(texts) if name == "pixels" else embed_texts(self.pair[name], texts, self.context_length)
+
+    def images(self, name: str, rows: np.ndarray) -> np.ndarray:
+        if name == "pixels":
+            return self.words.images(self.test.features["pixels"][rows])
+        return self.test.features[f"{name}_projection"][rows]
+
+
+def _zero_shot(case: Case, towers: _Towers) -> Score | str:
+    asked, classes = np.flatnonzero(case.test.labels >= 0), case.store.manifest.classes
+    if len(classes) < 2 or not len(asked):
+        return "zero_shot_top1: the store has no labelled test images"
+    questions = [prompt for name in classes for prompt in prompts(name)]
+    hits = {}
+    for name in ENCODERS:
+        classifier = zero_shot_classifier(towers.texts(name, questions), len(classes))
+        hits[name] = (towers.images(name, asked) @ classifier.T).argmax(1) == case.test.labels[asked]
+    protocol = f"mean of {len(questions) // len(classes)} prompts a class; raw pixels: ridge regression to words"
+    return accuracy("zero_shot_top1", protocol, hits, 1 / len(classes))
+
+
+def _retrieval(case: Case, towers: _Towers) -> Iterator[Score | str]:
+    rows = np.flatnonzero(np.isin(case.test.numbers, captioned(case.store, case.test.numbers)))
+    if len(rows) < 2:
+        yield "retrieval: the test split has fewer than two captioned images"
+        return
+    captions = case.store.column("captions")
+    lists = [captions[int(number)].as_py() for number in case.test.numbers[rows]]
+    texts = [text for group in lists for text in group]
+    owner = np.repeat(np.arange(len(rows)), [len(group) for group in lists])
+    tables = {name: recalls(towers.images(name, rows) @ towers.texts(name, texts).T, owner) for name in ENCODERS}
+    chance = chance_recalls(owner, len(rows))
+    protocol = f"{len(rows)} held-back images, {len(texts)} captions; raw pixels: ridge regression to words"
+    for measure in chance:
+        found = {name: table[measure] for name, table in tables.items()}
+        yield score(f"retrieval_{measure}", protocol, len(rows), found, chance[measure], None)
 
 
 @dataclass(frozen=True)

@@ -1,177 +1,115 @@
 """The final stage of a run: every evaluator that the store's labels and captions allow, beside its baselines."""
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from pipeline.evaluate.embed import BOTH, Embeddings, embed_samples, load_pair
+from pipeline.evaluate.classification import classification, confusion, few_labels
+from pipeline.evaluate.embed import Embedding, Embeddings
+from pipeline.evaluate.encoders import Encoders, RunEncoders
 from pipeline.evaluate.health import health
-from pipeline.evaluate.image_text import (
-    PixelsToWords,
-    chance_recalls,
-    embed_texts,
-    prompts,
-    recalls,
-    zero_shot_classifier,
-)
-from pipeline.evaluate.probes import knn_predictions, linear_predictions, nearest
+from pipeline.evaluate.image_text import image_text
+from pipeline.evaluate.knowledge import depths, knowledge
+from pipeline.evaluate.maps import embedding_map
+from pipeline.evaluate.probes import nearest
 from pipeline.evaluate.protocol import Evaluation, EvaluationConfig, Score
-from pipeline.experiment import Experiment
+from pipeline.evaluate.scoring import Case, Evaluator
+from pipeline.evaluate.separation import separation
 from pipeline.ingest.store import Store
 from pipeline.run import Run
-from pipeline.stream.batches import captioned
-from ssl_models.objectives import OBJECTIVES
-from ssl_models.objectives.image_text import ImageTextObjective
 
-ENCODERS = ("trained", "random", "pixels")
+ALWAYS: dict[str, Evaluator] = {
+    "classification": classification,
+    "few_labels": few_labels,
+    "separation": separation,
+    "image_text": image_text,
+}
+ON_DEMAND: dict[str, Evaluator] = {"depths": depths, "knowledge": knowledge}  # they encode images once more
+
+OnStage = Callable[[str], None]
 
 
-def evaluate(run: Run, on_stage: Callable[[str], None] = lambda name: None) -> Evaluation:
+def evaluate(
+    run: Run,
+    on_stage: OnStage = lambda name: None,
+    *,
+    also: Sequence[str] = (),
+    threads: int | None = None,
+    keep_embeddings: bool = True,
+) -> Evaluation:
     """Judges the newest checkpoint on the store's test split and writes `evaluation.json`. Ray must be connected.
+
+    Args:
+        also: names of `ON_DEMAND`.
+        threads: of an encoding process; None: all cores.
+        keep_embeddings: in RUN/embeddings, for evaluations of this checkpoint to come.
 
     Raises:
         ValueError: the run has no whole checkpoint.
     """
-    began = time.perf_counter()
-    experiment, checkpoint = run.experiment, run.newest_checkpoint()
-    if checkpoint is None:
-        raise ValueError(f"{run.path} has no whole checkpoint to evaluate: run `feral pretrain` first")
+    experiment = run.experiment
+    embedding = Embedding(experiment.cluster, cache=run.embeddings if keep_embeddings else None)
+    if threads is not None:
+        embedding = replace(embedding, threads=threads)
     store = experiment.data.open()
-    config = experiment.evaluation
-    on_stage("embedding")
-    train_numbers, test_numbers = (_limit(store.select(split), config) for split in ("train", "test"))
-    numbers = np.concatenate([train_numbers, test_numbers])  # in one pass: starting processes costs more than splitting
-    found = embed_samples(experiment, checkpoint, store, numbers, os.cpu_count() or 1)
-    scores: list[Score] = []
-    skipped: list[str] = []
-    neighbours: dict[int, list[int]] = {}
-    if len(test_numbers) == 0:
-        skipped.append("all: the store has no test split; curate with --holdout above 0")
-    else:
-        train, test = found.of(train_numbers), found.of(test_numbers)
-        compares = issubclass(OBJECTIVES[experiment.objective.name], ImageTextObjective)
-        evaluators = (classification, image_text) if compares else (classification,)
-        for evaluator in evaluators:
-            on_stage(evaluator.__name__.replace("_", "-"))
-            for result in evaluator(experiment, run, store, train, test):
-                (scores if isinstance(result, Score) else skipped).append(result)  # type: ignore[arg-type]
-        neighbours = _example_neighbours(train, test)
-    evaluation = Evaluation(
-        checkpoint=checkpoint.path.name,
-        step=checkpoint.step,
-        store_digest=store.manifest.digest,
-        scores=scores,
-        skipped=skipped,
-        neighbours=neighbours,
-        seconds=time.perf_counter() - began,
-        health={name: health(found.features[name]) for name in BOTH},
-    )
+    evaluation = judge(RunEncoders.of(run), store, experiment.evaluation, embedding, on_stage, also)
     run.evaluation_file.write_text(evaluation.model_dump_json(indent=1))
     return evaluation
 
 
-def classification(
-    experiment: Experiment, run: Run, store: Store, train: Embeddings, test: Embeddings
-) -> Iterator[Score | str]:
-    """k-NN and linear probe on frozen embeddings; needs labels."""
-    known, asked = train.labels >= 0, test.labels >= 0
-    num_classes = len(np.unique(train.labels[known]))
-    if num_classes < 2 or not asked.any():
-        yield "knn_top1, linear_top1: the store has no labels (class folders, .cls or a label column) on both splits"
-        return
-    config = experiment.evaluation
-    bank_labels, truth = train.labels[known], test.labels[asked]
-
-    def score(name: str, protocol: str, predict: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Score:
-        found = {
-            encoder: float((predict(train.features[encoder][known], test.features[encoder][asked]) == truth).mean())
-            for encoder in ENCODERS
-        }
-        return _score(name, protocol, len(truth), found, 1 / num_classes)
-
-    k = min(config.neighbours, len(bank_labels))
-    yield score(
-        "knn_top1",
-        f"weighted {k}-NN, cosine, T={config.neighbour_temperature}, bank of {len(bank_labels)} clean images",
-        lambda bank, queries: knn_predictions(bank, bank_labels, queries, k, config.neighbour_temperature),
+def judge(
+    encoders: Encoders,
+    store: Store,
+    config: EvaluationConfig,
+    embedding: Embedding,
+    on_stage: OnStage = lambda name: None,
+    also: Sequence[str] = (),
+) -> Evaluation:
+    """Judges an encoder on a store's test split; Ray must be connected."""
+    began = time.perf_counter()
+    on_stage("embedding")
+    splits = [_limit(store.select(split), config) for split in ("train", "test")]
+    # in one pass: starting processes costs more than splitting
+    found = embedding.samples(encoders, store, np.concatenate(splits))
+    train, test = found.rows(slice(len(splits[0]))), found.rows(slice(len(splits[0]), None))
+    evaluation = Evaluation(
+        checkpoint=encoders.checkpoint_name,
+        step=encoders.step,
+        store_digest=store.manifest.digest,
+        encoder_digest=encoders.digest,
+        scores=[],
+        skipped=[],
+        neighbours={},
+        seconds=0.0,
+        also=tuple(also),
+        health={name: health(found.features[name]) for name in ("trained", "random")},
     )
-    yield score(
-        "linear_top1",
-        f"logistic regression on standardised frozen embeddings, {len(bank_labels)} images, L-BFGS "
-        f"≤ {config.linear_iterations} iterations, C chosen on a tenth of the training images",
-        lambda bank, queries: linear_predictions(bank, bank_labels, queries, config.linear_iterations)[0],
-    )
-
-
-def image_text(
-    experiment: Experiment, run: Run, store: Store, train: Embeddings, test: Embeddings
-) -> Iterator[Score | str]:
-    """Zero-shot classification and retrieval; needs an objective that compares images with text."""
-    checkpoint, context_length = run.newest_checkpoint(), experiment.context_length
-    assert checkpoint is not None
-    assert context_length is not None
-    pair = {name: o for name, o in load_pair(experiment, checkpoint).items() if isinstance(o, ImageTextObjective)}
-    captions = store.column("captions")
-    told = np.flatnonzero(np.isin(train.numbers, captioned(store, train.numbers)))
-    words = PixelsToWords.fit(
-        train.features["pixels"][told], [captions[int(train.numbers[row])].as_py()[0] for row in told]
-    )
-
-    def embed(name: str, texts: list[str]) -> np.ndarray:
-        return words.texts(texts) if name == "pixels" else embed_texts(pair[name], texts, context_length)
-
-    def images(name: str, rows: np.ndarray) -> np.ndarray:
-        if name == "pixels":
-            return words.images(test.features["pixels"][rows])
-        return test.features[f"{name}_projection"][rows]
-
-    asked = np.flatnonzero(test.labels >= 0)
-    classes = store.manifest.classes
-    if len(classes) < 2 or not len(asked):
-        yield "zero_shot_top1: the store has no labelled test images"
+    if len(test.numbers) == 0:
+        evaluation.skipped.append("all: the store has no test split; curate with --holdout above 0")
     else:
-        questions = [prompt for name in classes for prompt in prompts(name)]
-        found = {}
-        for name in ENCODERS:
-            classifier = zero_shot_classifier(embed(name, questions), len(classes))
-            found[name] = float(((images(name, asked) @ classifier.T).argmax(1) == test.labels[asked]).mean())
-        protocol = f"mean of {len(questions) // len(classes)} prompts a class; raw pixels: ridge regression to words"
-        yield _score("zero_shot_top1", protocol, len(asked), found, 1 / len(classes))
-
-    rows = np.flatnonzero(np.isin(test.numbers, captioned(store, test.numbers)))
-    if len(rows) < 2:
-        yield "retrieval: the test split has fewer than two captioned images"
-        return
-    lists = [captions[int(number)].as_py() for number in test.numbers[rows]]
-    texts = [text for group in lists for text in group]
-    owner = np.repeat(np.arange(len(rows)), [len(group) for group in lists])
-    tables = {name: recalls(images(name, rows) @ embed(name, texts).T, owner) for name in ENCODERS}
-    chance = chance_recalls(owner, len(rows))
-    protocol = f"{len(rows)} held-back images, {len(texts)} captions; raw pixels: ridge regression to words"
-    for measure in chance:
-        found = {name: table[measure] for name, table in tables.items()}
-        yield _score(f"retrieval_{measure}", protocol, len(rows), found, chance[measure])
-
-
-def _score(name: str, protocol: str, num_queries: int, found: dict[str, float], chance: float) -> Score:
-    return Score(
-        name=name,
-        protocol=protocol,
-        num_queries=num_queries,
-        trained=found["trained"],
-        random_encoder=found["random"],
-        raw_pixels=found["pixels"],
-        chance=chance,
-    )
+        case = Case(encoders, store, config, train, test, embedding)
+        for name, evaluator in {**ALWAYS, **{name: ON_DEMAND[name] for name in also}}.items():
+            on_stage(name.replace("_", "-"))
+            for result in evaluator(case):
+                (evaluation.scores if isinstance(result, Score) else evaluation.skipped).append(result)  # type: ignore[arg-type]
+        on_stage("map")
+        evaluation = evaluation.model_copy(
+            update={
+                "neighbours": _example_neighbours(train, test),
+                "confusion": confusion(case),
+                "map": embedding_map(test),
+            }
+        )
+    return evaluation.model_copy(update={"seconds": time.perf_counter() - began})
 
 
 def _limit(numbers: np.ndarray, config: EvaluationConfig) -> np.ndarray:
-    """At most `max_images` of a split, the same ones in every run."""
+    """At most `max_images` of a split, the same ones in every run, ascending."""
     if len(numbers) <= config.max_images:
         return numbers
-    return np.random.default_rng(0).choice(numbers, config.max_images, replace=False)
+    return np.sort(np.random.default_rng(0).choice(numbers, config.max_images, replace=False))
 
 
 def _example_neighbours(train: Embeddings, test: Embeddings, queries: int = 8, k: int = 8) -> dict[int, list[int]]:

@@ -1,11 +1,11 @@
 """What a choice may look at: k-NN on training images alone. The test split is never read."""
 
-import os
-
 import numpy as np
 import torch
 
-from pipeline.evaluate.embed import embed_samples
+from pipeline.cluster import cores_each
+from pipeline.evaluate.embed import Embedding
+from pipeline.evaluate.encoders import RunEncoders
 from pipeline.evaluate.probes import knn_predictions
 from pipeline.ingest.store import Store
 from pipeline.run import Run
@@ -15,21 +15,20 @@ QUERY_SHARE = 0.1
 MAX_IMAGES = 20_000
 
 
-def validation_knn(run: Run) -> float:
+def validation_knn(run: Run, sharing: int = 1) -> float:
     """Weighted k-NN accuracy of the newest checkpoint: a tenth of the labelled training images, chosen by a hash of
-    the sample number, against the rest. Ray must be connected.
+    the sample number, against the rest. Ray must be connected; `sharing` runs share the cores of a node.
 
     Raises:
         ValueError: no checkpoint, or no labels.
     """
-    experiment, checkpoint = run.experiment, run.newest_checkpoint()
-    if checkpoint is None:
-        raise ValueError(f"{run.path} has no whole checkpoint")
+    experiment = run.experiment
     store = experiment.data.open()
     numbers = labelled(store)
     draws = uniform(0, 0, torch.from_numpy(numbers), 2, "validation").numpy()
-    chosen = np.argsort(draws[:, 0])[:MAX_IMAGES]  # the same images in every trial
-    found = embed_samples(experiment, checkpoint, store, numbers[chosen], os.cpu_count() or 1)
+    chosen = np.sort(np.argsort(draws[:, 0])[:MAX_IMAGES])  # the same images in every trial
+    embedding = Embedding(experiment.cluster, cores_each(sharing))
+    found = embedding.samples(RunEncoders.of(run), store, numbers[chosen], names=("trained",))
     is_query = uniform(0, 0, torch.from_numpy(found.numbers), 2, "validation").numpy()[:, 1] < QUERY_SHARE
     config, embeddings = experiment.evaluation, found.features["trained"]
     predicted = knn_predictions(

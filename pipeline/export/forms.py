@@ -34,6 +34,7 @@ def write_safetensors(trained: Trained, folder: Path) -> None:
         "architecture": trained.config.name,
         "arguments": trained.timm_arguments("a file of weights"),
         "stem": trained.stem,
+        "image_size": trained.config.image_size,
         **trained.normalisation,
     }
     (folder / "encoder.json").write_text(json.dumps(config, indent=1))
@@ -62,7 +63,8 @@ def write_timm(trained: Trained, folder: Path) -> None:
 def write_torchvision(trained: Trained, folder: Path) -> None:
     model, _ = trained.timm_model("torchvision")
     found = torchvision_model(trained.config, model)
-    config = {"model": found.name, "arguments": found.arguments, "head": found.head, **trained.normalisation}
+    config: dict[str, Any] = {"model": found.name, "arguments": found.arguments, "head": found.head}
+    config |= {"image_size": trained.config.image_size, **trained.normalisation}
     (folder / "encoder.json").write_text(json.dumps(config, indent=1))
     _save(found.weights, folder / "encoder.safetensors")
 

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from pipeline.evaluate.embed import load_pair
+from pipeline.evaluate.encoders import load_pair
 from pipeline.experiment import Experiment
 from pipeline.run import Run
 from pipeline.train.checkpoints import Checkpoint

@@ -118,7 +118,7 @@ def write_comparison(
                 "run": trial.run,
                 "error": trial.error,
                 "cost": asdict(trial.cost) if trial.cost else None,
-                "evaluation": trial.evaluation.model_dump(mode="json", exclude={"neighbours"})
+                "evaluation": trial.evaluation.model_dump(mode="json", exclude={"neighbours", "map", "confusion"})
                 if trial.evaluation
                 else None,
             }

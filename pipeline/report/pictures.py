@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.evaluate.embed import load_pair
+from pipeline.evaluate.encoders import load_pair
 from pipeline.evaluate.image_text import embed_texts
 from pipeline.evaluate.protocol import Evaluation
 from pipeline.experiment import Experiment

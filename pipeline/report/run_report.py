@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ import numpy as np
 import torch
 
 from pipeline.evaluate.health import complaint
-from pipeline.evaluate.protocol import Evaluation, Score
 from pipeline.experiment import Experiment, describe
 from pipeline.ingest.selection import read_selection
 from pipeline.ingest.store import DATA_CARD, Store
 from pipeline.ingest.write import replaced
 from pipeline.report import pictures
 from pipeline.report.curves import draw_curves
+from pipeline.report.embedding import confusion_table, drawn_map
+from pipeline.report.scores import COLUMNS, score_row, verdict
 from pipeline.run import Run
 from pipeline.stream.batches import captioned
 from pipeline.stream.views import ViewsConfig
@@ -30,15 +30,6 @@ from pipeline.train.goodput import BUCKETS, duration, goodput, goodput_line, per
 from pipeline.train.record import Rows, attempts, read_all_metrics, read_events, surviving
 from ssl_models.objectives import MAE, OBJECTIVES, build_objective
 from ssl_models.objectives.image_text import ImageTextObjective
-
-SCORE_TITLES = {
-    "knn_top1": "k-NN",
-    "linear_top1": "linear probe",
-    "zero_shot_top1": "zero-shot",
-    **{f"retrieval_text_to_image_r{k}": f"text → image R@{k}" for k in (1, 5, 10)},
-    **{f"retrieval_image_to_text_r{k}": f"image → text R@{k}" for k in (1, 5, 10)},
-}
-COLUMNS = {"trained": "trained", "random_encoder": "random encoder", "raw_pixels": "raw pixels", "chance": "chance"}
 
 
 def write_report(run: Run) -> Path:
@@ -125,6 +116,8 @@ def _content(run: Run) -> dict[str, Any]:
         "operations": operations(experiment.views),
         "views": of_store(lambda store: pictures.training_views(experiment, store)),
         "neighbours": found,
+        "map": of_store(lambda store: drawn_map(evaluation, store)) if evaluation and evaluation.map else None,
+        "confusion": confusion_table(evaluation.confusion) if evaluation and evaluation.confusion else None,
         "agreement": pictures.agreement(found.content or []),
         "reconstructions": rebuilt,
         "retrieved": retrieved,
@@ -205,75 +198,6 @@ def time_spent(events: Rows, rows: Rows) -> dict[str, Any]:
         "commands": found.commands,
         "attempts": found.attempts,
     }
-
-
-# ---- scores --------------------------------------------------------------------------------------------------------
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a binomial share (Wilson 1927): it stays in [0, 1], and is right near its ends too."""
-    centre = share + z * z / (2 * count)
-    reach = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
-
-
-def score_row(score: Score) -> dict[str, Any]:
-    """A line of the table: values with their bars (percent of the widest), and the interval of the trained one."""
-    values = {name: getattr(score, name) for name in COLUMNS}
-    interval = wilson(score.trained, score.num_queries)
-    best, widest = max(values.values()), max(*values.values(), interval[1])
-    return {
-        "title": _title(score),
-        "score": score,
-        "cells": {name: (value, 100 * value / widest, value == best) for name, value in values.items()},
-        "interval": interval,
-        "whisker": (100 * interval[0] / widest, 100 * (interval[1] - interval[0]) / widest),
-    }
-
-
-def verdict(evaluation: Evaluation | None) -> dict[str, str]:
-    """In words: does the encoder beat what costs nothing? Judged by the first score, then counted over all."""
-    if evaluation is None:
-        return {
-            "tone": "none",
-            "title": "Not evaluated yet.",
-            "more": "The command of this run, given again, resumes and evaluates it.",
-        }
-    if not evaluation.scores:
-        return {"tone": "none", "title": "No score could be computed.", "more": "; ".join(evaluation.skipped)}
-    score = evaluation.scores[0]
-    low, _ = wilson(score.trained, score.num_queries)
-    baselines = {"the random encoder": score.random_encoder, "raw pixels": score.raw_pixels}
-    if score.chance >= low:
-        baselines["chance"] = score.chance
-    lost = [name for name, value in baselines.items() if score.trained <= value]
-    close = [name for name, value in baselines.items() if low <= value < score.trained]
-    ending = "."
-    if lost:
-        ending = f". It does NOT beat {' or '.join(lost)}."
-    elif close:
-        ending = f". Too close to {' and '.join(close)} to tell apart with {score.num_queries:,} test images."
-    wins = sum(s.trained > max(s.random_encoder, s.raw_pixels) for s in evaluation.scores)
-    count = len(evaluation.scores)
-    more = f"Above both baselines: {wins} of {count} scores." if count > 1 else ""
-    title = f"{_title(score)} {100 * score.trained:.1f} %: {_gaps(score.trained, baselines)}{ending}"
-    return {"tone": "bad" if lost else "close" if close else "good", "title": title, "more": more}
-
-
-def _gaps(trained: float, baselines: dict[str, float]) -> str:
-    """As in: 14.3 points above the random encoder, 9.0 above raw pixels."""
-    words, before = "", None
-    for name, value in baselines.items():
-        side = "above" if trained > value else "below"
-        joint = "" if before is None else ", " if side == before else ", but "
-        words += f"{joint}{100 * abs(trained - value):.1f}{' points' if before is None else ''} {side} {name}"
-        before = side
-    return words
-
-
-def _title(score: Score) -> str:
-    return SCORE_TITLES.get(score.name, score.name.replace("_", " "))
 
 
 # ---- data ----------------------------------------------------------------------------------------------------------

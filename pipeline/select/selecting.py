@@ -1,6 +1,5 @@
 """Making a selection: a policy over the index of a store, then stages that look at captions or embeddings."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -222,12 +221,13 @@ def _by_embedding(store: Store, stages: Stages, funnel: Funnel, folder: Path, on
 
 
 def _embedded(store: Store, run: str, numbers: np.ndarray, folder: Path) -> EmbeddingBlocks:
-    from pipeline.evaluate.embed import embedding_blocks
+    from pipeline.evaluate.embed import Embedding
+    from pipeline.evaluate.encoders import RunEncoders
     from pipeline.run import Run
 
-    found = embedding_blocks(
-        Run(Path(run)).experiment, _checkpoint(run), store, numbers, os.cpu_count() or 1, names=("trained",)
-    )
+    opened = Run(Path(run))
+    embedding = Embedding(opened.experiment.cluster)
+    found = embedding.blocks(RunEncoders.of(opened), store, numbers, names=("trained",))
     return EmbeddingBlocks.write(folder, (block["trained"].astype(np.float32) for block in found))
 
 

@@ -1,6 +1,5 @@
 """What runs on every worker of Ray Train: it takes the run up where it stands, and trains on."""
 
-import os
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.cluster import cores_each
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.blocklist import replaced_numbers
 from pipeline.ingest.store import Store
@@ -100,10 +100,8 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, device = context.get_world_rank(), ray.train.torch.get_device()
     if device.type == "cpu":
-        # Ray gives a 1-CPU worker one thread; the workers of a node share all its cores. With more threads than cores a
-        # convolution's backward pass is a hundred times slower (seen of two trainings with 2 threads each on 2 cores).
-        sharing = context.get_local_world_size() * config["sharing"]
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // sharing))
+        # Ray gives a 1-CPU worker one thread; the workers of a node share all its cores.
+        torch.set_num_threads(cores_each(context.get_local_world_size() * config["sharing"]))
     start = broadcast_from_rank_zero(Start.look(run) if rank == 0 else None)
     if start is None:
         return

@@ -255,6 +255,7 @@ def _trial(config: dict[str, Any]) -> None:
     """Runs in a process of its own on the cluster: trains, evaluates and reports, as `feral pretrain` would."""
     from ray import tune
 
+    from pipeline.cluster import cores_each
     from pipeline.evaluate.suite import evaluate
     from pipeline.report.run_report import write_report
     from pipeline.train.fit import fit
@@ -266,7 +267,7 @@ def _trial(config: dict[str, Any]) -> None:
     try:
         fit(experiment, run, sharing=config["sharing"])
         append_event(run.path, "evaluate")
-        evaluate(run)
+        evaluate(run, threads=cores_each(config["sharing"]), keep_embeddings=False)
         append_event(run.path, "evaluated")
         code = 0
     finally:

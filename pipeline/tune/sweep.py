@@ -75,7 +75,7 @@ def _trial(config: dict[str, Any]) -> None:
     fit(experiment, run, sharing=config["sharing"])
     rows = read_metrics(run.path)
     rate = cost_of(rows).images_per_second
-    tune.report({"knn": validation_knn(run), "loss": rows[-1]["loss"], "images_per_second": rate})
+    tune.report({"knn": validation_knn(run, config["sharing"]), "loss": rows[-1]["loss"], "images_per_second": rate})
 
 
 def _words(trial: Any) -> str:

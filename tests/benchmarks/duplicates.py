@@ -231,14 +231,15 @@ def semantic(raws: list[bytes], copies: list[tuple[int, int, bytes]], run: Path)
     """Recall and false merges of the semantic search with the encoder of a run."""
     from pipeline.cluster import connected
     from pipeline.curate import curate
-    from pipeline.evaluate.embed import embedding_blocks
+    from pipeline.evaluate.embed import Embedding
+    from pipeline.evaluate.encoders import RunEncoders
     from pipeline.ingest.config import CurateConfig
     from pipeline.ingest.store import Store
     from pipeline.run import Run
     from pipeline.select.blocks import EmbeddingBlocks
     from pipeline.select.policy import PRESETS
 
-    opened, checkpoint = Run.open(run), _checkpoint(run)
+    opened = Run.open(run)
     with tempfile.TemporaryDirectory(prefix="bench") as temporary, connected(cpus=opened.experiment.cluster.cpus):
         source = Path(temporary, "source")
         source.mkdir()
@@ -249,7 +250,8 @@ def semantic(raws: list[bytes], copies: list[tuple[int, int, bytes]], run: Path)
         names = [name.removesuffix(".jpg").split("_") for name in store.columns("source")["source"].to_pylist()]
         original, kind = np.array(names).astype(int).T
         numbers = np.arange(len(names))
-        parts = embedding_blocks(opened.experiment, checkpoint, store, numbers, 1, names=("trained",))
+        embedding = Embedding(opened.experiment.cluster, threads=1)
+        parts = embedding.blocks(RunEncoders.of(opened), store, numbers, names=("trained",))
         blocks = EmbeddingBlocks.write(Path(temporary, "blocks"), (part["trained"] for part in parts))
         clusters = max(1, len(names) // 1000)
         closest = closest_earlier(

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
+from pipeline.evaluate.classification import few
 from pipeline.evaluate.image_text import PixelsToWords, chance_recalls, recalls, zero_shot_classifier
-from pipeline.evaluate.probes import knn_predictions, linear_predictions, nearest
+from pipeline.evaluate.probes import knn_predictions, linear_predictions, mean_predictions, nearest
+from pipeline.evaluate.protocol import wilson
+from pipeline.evaluate.scoring import bootstrap
+from pipeline.evaluate.separation import _names
 
 GENERATOR = np.random.default_rng(0)
 
@@ -35,6 +39,48 @@ def test_the_linear_probe_separates_what_is_linear():
     predicted, chosen = linear_predictions(bank[:200], labels[:200], bank[200:], 100)
     assert (predicted == labels[200:]).mean() > 0.98
     assert chosen in (0.01, 0.1, 1.0)
+
+
+def test_the_nearest_class_mean_equals_a_loop():
+    bank, queries = GENERATOR.normal(1, 1, size=(30, 6)), GENERATOR.normal(1, 1, size=(15, 6))
+    labels = GENERATOR.permutation(np.repeat([2, 5, 7], 10))
+    center = bank.mean(0)
+    expected = []
+    for query in queries:
+        cosines = {}
+        for label in (2, 5, 7):
+            rows = [(row - center) / np.linalg.norm(row - center) for row in bank[labels == label]]
+            mean = sum(rows) / len(rows)
+            cosines[label] = mean @ (query - center) / np.linalg.norm(mean)
+        expected.append(max(cosines, key=lambda label: cosines[label]))
+    assert mean_predictions(bank, labels, queries).tolist() == expected
+
+
+@pytest.mark.parametrize(("budget", "each"), [(1, (1, 1, 1)), (5, (5, 5, 2)), (0.1, (10, 4, 1)), (0.001, (1, 1, 1))])
+def test_few_labels_are_drawn_evenly_over_the_classes(budget, each):
+    labels = GENERATOR.permutation(np.repeat([0, 1, 2], [100, 40, 2]))
+    numbers = np.arange(142) * 7
+    rows = few(numbers, labels, budget, draw=0)
+    assert tuple(np.bincount(labels[rows], minlength=3)) == each
+    assert np.array_equal(few(numbers, labels, budget, draw=0), rows)
+    order = GENERATOR.permutation(142)  # which samples, not where they stand
+    assert {*numbers[order][few(numbers[order], labels[order], budget, draw=0)]} == {*numbers[rows]}
+    if budget < 5:
+        assert {*few(numbers, labels, budget, draw=1)} != {*rows}
+
+
+def test_clusters_get_the_names_that_fit_most_samples():
+    clusters, labels = np.array([0, 0, 0, 1, 1, 2, 2, 2]), np.array([4, 4, 9, 4, 4, 9, 7, 7])
+    assert _names(clusters, labels).tolist() in ([9, 4, 7], [4, 9, 7])  # 1 + 2 + 2 or 2 + 0 + 2: the first
+    assert _names(clusters, labels).tolist() == [9, 4, 7]
+
+
+def test_the_bootstrap_interval_of_a_mean_is_the_normal_one():
+    values = GENERATOR.normal(size=2000)
+    low, high = bootstrap(lambda rows: float(values[rows].mean()), 2000)
+    reach = 1.96 * values.std() / 2000**0.5
+    assert (high - low) / 2 == pytest.approx(reach, rel=0.2)
+    assert wilson(0.5, 400) == pytest.approx((0.4512, 0.5488), abs=1e-3)
 
 
 def slow_recalls(similarities, owner, k):

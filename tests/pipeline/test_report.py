@@ -20,14 +20,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.evaluate.protocol import Evaluation, Health, Score
+from pipeline.evaluate.protocol import Evaluation, Health, Score, wilson
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
 from pipeline.report import run_report
 from pipeline.report.curves import draw_curves
 from pipeline.report.pictures import neighbours, reconstructions, retrieved_captions, training_views
-from pipeline.report.run_report import data_summary, verdict, wilson, write_report
+from pipeline.report.run_report import data_summary, write_report
+from pipeline.report.scores import verdict
 from pipeline.run import Run
 from pipeline.stream.batches import to_batch
 from pipeline.train.checkpoints import save_checkpoint

@@ -1,0 +1,65 @@
+"""What is taken of an encoder: its embedding, or what tells more of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.evaluate.encoders import ComparesText, Pixels
+from pipeline.stream.views import DeviceViews
+from ssl_models import pixels as operations
+from ssl_models.batch import normal
+
+# (encoder, images (B, 3, S, S) normalised, their ids (B,), what normalised them) → values (B, …), by suffix
+Output = Callable[[Any, Tensor, Tensor, DeviceViews], dict[str, Tensor]]
+
+NOISE = 0.2  # standard deviation of the corruption, of values in [0, 1]
+
+
+def embeddings(encoder: Any, images: Tensor, ids: Tensor, views: DeviceViews) -> dict[str, Tensor]:
+    found = {"": encoder.embed(images)}
+    if isinstance(encoder, ComparesText):
+        found["_projection"] = encoder.project_image(images)
+    return found
+
+
+def depths(encoder: Any, images: Tensor, ids: Tensor, views: DeviceViews) -> dict[str, Tensor]:
+    """The mean over the places of the feature map after each stage of a network, or each of four parts of a ViT."""
+    if isinstance(encoder, Pixels):
+        return {"": encoder.embed(images)}
+    network = encoder.encoder.model if hasattr(encoder, "encoder") else encoder.model
+    if not hasattr(network, "forward_intermediates"):
+        return {}
+    maps = network.forward_intermediates(images, intermediates_only=True)
+    chosen = maps if len(maps) <= 5 else [maps[len(maps) * part // 4 - 1] for part in (1, 2, 3, 4)]
+    return {f"_depth{number}": one.mean((2, 3)) for number, one in enumerate(chosen, 1)}
+
+
+VARIANTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of pixels in [0, 1] and ids
+    "as_is": lambda pixels, ids: pixels,
+    "grey": lambda pixels, ids: operations.grayscale(pixels),
+    "turned_90": lambda pixels, ids: operations.rotate(pixels, 1),
+    "turned_180": lambda pixels, ids: operations.rotate(pixels, 2),
+    "turned_270": lambda pixels, ids: operations.rotate(pixels, 3),
+    "noisy": lambda pixels, ids: operations.add_noise(pixels, _noise(pixels, ids)),
+    "edges": lambda pixels, ids: operations.sobel(pixels),
+}
+
+
+def variants(encoder: Any, images: Tensor, ids: Tensor, views: DeviceViews) -> dict[str, Tensor]:
+    """Embeddings h, and their projections g(h) where the objective has a projector, of changed images."""
+    found, plain = {}, views.denormalize(images)
+    mean, std = (plain.new_tensor(values).view(1, 3, 1, 1) for values in (views.mean, views.std))
+    for name, change in VARIANTS.items():
+        h = encoder.embed((change(plain.clone(), ids) - mean) / std)
+        found[f"_{name}_h"] = h
+        if hasattr(encoder, "projector"):
+            found[f"_{name}_z"] = encoder.projector(h)
+    return found
+
+
+def _noise(pixels: Tensor, ids: Tensor) -> Tensor:
+    return NOISE * normal(0, 0, ids, pixels[0].numel(), "corruption").view_as(pixels).to(pixels)
+
+
+OUTPUTS: dict[str, Output] = {"": embeddings, "depths": depths, "variants": variants}

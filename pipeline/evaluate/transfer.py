@@ -1,0 +1,122 @@
+"""Several encoders on several stores, in one table: transfer, and others' encoders beside ours."""
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.evaluate.embed import Embedding
+from pipeline.evaluate.encoders import Encoders
+from pipeline.evaluate.protocol import Evaluation, EvaluationConfig
+from pipeline.evaluate.suite import ON_DEMAND, judge
+from pipeline.ingest.store import Store
+from pipeline.ingest.write import replaced
+
+# What stands in the table: enough to choose by. All scores are in the files beside it.
+SHOWN = (
+    "knn_top1", "linear_top1", "linear_10pct", "linear_1pct", "mean_5shot", "cluster_top1", "zero_shot_top1",
+    "retrieval_image_to_text_r1", "retrieval_text_to_image_r1",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Judged:
+    encoder: str
+    store: str
+    file: Path
+    evaluation: Evaluation
+
+
+def judge_all(
+    encoders: Sequence[Encoders],
+    stores: Sequence[Store],
+    folder: Path,
+    config: EvaluationConfig,
+    embedding: Embedding,
+    tell: Callable[[str], None] = lambda line: None,
+    also: Sequence[str] = (),
+) -> list[Judged]:
+    """Judges every encoder on every store, and writes FOLDER/ENCODER--STORE.json of each. What was judged before,
+    by the same weights on the same data, is read from there. Ray must be connected.
+
+    Raises:
+        ValueError: two encoders or two stores of one name.
+    """
+    names = _names([one.name for one in encoders]), _names([store.path.name for store in stores])
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for store, on in zip(stores, names[1], strict=True):
+        for one, name in zip(encoders, names[0], strict=True):
+            file = folder / f"{_slug(name)}--{_slug(on)}.json"
+            evaluation = _read(file, one, store, also)
+            if evaluation is None:
+                tell(f"{name} on {on}")
+                kept = replace(embedding, cache=folder / "embeddings" / _slug(name))
+                evaluation = judge(one, store, config, kept, also=also)
+                with replaced(file) as written:
+                    written.write(evaluation.model_dump_json(indent=1).encode())
+            else:
+                tell(f"{name} on {on}: judged before")
+            found.append(Judged(name, on, file, evaluation))
+    return found
+
+
+def _read(file: Path, encoders: Encoders, store: Store, also: Sequence[str]) -> Evaluation | None:
+    with suppress(OSError, ValueError):
+        evaluation = Evaluation.model_validate_json(file.read_text())
+        same = (evaluation.encoder_digest, evaluation.store_digest) == (encoders.digest, store.manifest.digest)
+        if same and set(also) <= set(evaluation.also):
+            return evaluation
+    return None
+
+
+def _names(given: list[str]) -> list[str]:
+    """With a number where two are called the same."""
+    return [
+        name if given.count(name) == 1 else f"{name}-{given[:place].count(name) + 1}"
+        for place, name in enumerate(given)
+    ]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def table(found: Sequence[Judged], store: str) -> list[list[str]]:
+    """Of one store: a line of titles, then one an encoder with its scores in percent, the best first by the first
+    score; then each architecture before training, and raw pixels."""
+    mine = [one for one in found if one.store == store]
+    shown = [name for name in SHOWN if any(one.evaluation.score(name) for one in mine)]
+    mine.sort(key=lambda one: -max((s.trained for s in one.evaluation.scores if s.name in shown[:1]), default=0))
+
+    def line(name: str, one: Judged, column: str) -> list[str]:
+        scores = [one.evaluation.score(score) for score in shown]
+        return [name, *(score.shown(getattr(score, column)) if score else "–" for score in scores)]
+
+    return [
+        ["encoder", *shown],
+        *(line(one.encoder, one, "trained") for one in mine),
+        *(line(f"{one.encoder}, untrained", one, "random_encoder") for one in mine),
+        *([line("raw pixels", mine[0], "raw_pixels"), line("chance", mine[0], "chance")] if mine else []),
+    ]
+
+
+def markdown(found: Sequence[Judged], command: str) -> str:
+    """All tables, with the command that made them."""
+    parts = [f"`{command}`"]
+    for store in dict.fromkeys(one.store for one in found):
+        lines = table(found, store)
+        rows = [f"| {' | '.join(line)} |" for line in lines]
+        queries = max((s.num_queries for one in found if one.store == store for s in one.evaluation.scores), default=0)
+        parts.append(
+            f"**{store}**, {queries:,} test images\n\n" + "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:]])
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def unknown(also: Sequence[str]) -> None:
+    """Raises ValueError for a protocol that is not there."""
+    for name in also:
+        if name not in ON_DEMAND:
+            raise ValueError(f"--also {name}: there are {', '.join(ON_DEMAND)}; all others are always computed")
