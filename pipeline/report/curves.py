@@ -105,7 +105,9 @@ def _format(name: str, ticks: list[float]) -> Callable[[float], str]:
     is_share = name.endswith(("_ratio", "_accuracy"))
 
     def show(value: float, digits: int) -> str:
-        return f"{100 * value:.{digits}g} %" if is_share else f"{value:.{digits}g}"
+        if is_share:
+            return f"{100 * value:.{digits}g} %"
+        return f"{value:,.0f}" if abs(value) >= 1000 and digits == 3 else f"{value:.{digits}g}"  # no 1e+03
 
     enough = next((d for d in range(3, 9) if len({show(v, d) for v in ticks}) == len(ticks)), 9)
     return lambda value: show(value, enough)

@@ -20,7 +20,7 @@ from pipeline.ingest.write import replaced
 from pipeline.report import pictures
 from pipeline.report.curves import draw_curves
 from pipeline.report.embedding import confusion_table, drawn_map
-from pipeline.report.scores import COLUMNS, score_row, verdict
+from pipeline.report.scores import COLUMNS, score_table, verdict
 from pipeline.run import Run
 from pipeline.stream.batches import captioned
 from pipeline.stream.views import ViewsConfig
@@ -109,7 +109,7 @@ def _content(run: Run) -> dict[str, Any]:
         "verdict": verdict(evaluation),
         "complaint": complaint(**evaluation.health) if evaluation and evaluation.health else None,
         "columns": COLUMNS,
-        "table": [score_row(score) for score in evaluation.scores] if evaluation else [],
+        "table": score_table(evaluation.scores) if evaluation and evaluation.scores else None,
         "curves": draw_curves(rows),
         "time": spent,
         "restarts": len(spent.content["attempts"] if spent.content else attempts(rows)) - 1,

@@ -24,7 +24,23 @@ SCORE_TITLES = {
     **{f"retrieval_text_to_image_r{k}": f"text → image R@{k}" for k in (1, 5, 10)},
     **{f"retrieval_image_to_text_r{k}": f"image → text R@{k}" for k in (1, 5, 10)},
 }
+GROUPS = {  # of scores, by how their names begin; the first that fits
+    "With few labels": ("mean_", "linear_1pct", "linear_10pct"),
+    "Clusters, found without labels": ("cluster_", "nmi", "ari", "silhouette"),
+    "After each part of the network": ("linear_top1_depth",),
+    "What the embedding, and the projection, still know of what was done to an image": ("knows_",),
+    "": ("",),
+}
 COLUMNS = {"trained": "trained", "random_encoder": "random encoder", "raw_pixels": "raw pixels", "chance": "chance"}
+
+
+def score_table(scores: list[Score]) -> dict[str, list[dict[str, Any]]]:
+    """Lines by group, the one without a title first."""
+    rows: dict[str, list[dict[str, Any]]] = {"": []}
+    for score in scores:
+        group = next(title for title, starts in GROUPS.items() if score.name.startswith(starts))
+        rows.setdefault(group, []).append(score_row(score))
+    return rows
 
 
 def score_row(score: Score) -> dict[str, Any]:
