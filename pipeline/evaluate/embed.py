@@ -93,6 +93,17 @@ class Embedding:
         assert np.array_equal(columns["number"], numbers)
         return Embeddings(columns.pop("number"), columns.pop("label"), columns)
 
+    def here(
+        self, encoders: Encoders, store: Store, numbers: np.ndarray, names: tuple[str, ...] = ENCODERS, output: str = ""
+    ) -> Columns:
+        """The same in this process, without Ray and without a cache."""
+        reader, embedder = Reader(_crop(encoders), place=store.place), Embedder(encoders, self.threads, names, output)
+        references = reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64))
+        parts = [
+            embedder(reader.read(references.slice(first, BATCH))) for first in range(0, max(1, len(numbers)), BATCH)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
     def blocks(
         self, encoders: Encoders, store: Store, numbers: np.ndarray, names: tuple[str, ...] = ENCODERS, output: str = ""
     ) -> Iterator[Columns]:
@@ -100,7 +111,7 @@ class Embedding:
         training worker. Ray must be connected."""
         from ray.data import ActorPoolStrategy
 
-        reader = Reader(CenterCrop(encoders.sees.image_size), place=store.place)
+        reader = Reader(_crop(encoders), place=store.place)
         references = reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # the only way to max_restarts in 2.60
@@ -114,3 +125,7 @@ class Embedding:
                 max_restarts=0,  # the stage fails as a whole, and the same command does it again
             )
         yield from data.iter_batches(batch_size=None, batch_format="numpy")
+
+
+def _crop(encoders: Encoders) -> CenterCrop:
+    return CenterCrop(encoders.sees.image_size)

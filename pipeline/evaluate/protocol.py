@@ -15,6 +15,11 @@ class EvaluationConfig(Config):
     neighbour_temperature: float = Field(0.07, gt=0, description="a neighbour weighs exp(cosine / temperature)")
     max_images: int = Field(100_000, ge=100, description="at most this many images of each split")
     linear_iterations: int = Field(300, ge=1, description="L-BFGS iterations of the linear probe")
+    online_images: int = Field(
+        0,
+        ge=0,
+        description="training images that new checkpoints are judged on while training goes on; 0: they are not",
+    )
 
 
 class Score(Config):

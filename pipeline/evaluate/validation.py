@@ -24,12 +24,10 @@ def validation_knn(run: Run, sharing: int = 1) -> float:
     """
     experiment = run.experiment
     store = experiment.data.open()
-    numbers = labelled(store)
-    draws = uniform(0, 0, torch.from_numpy(numbers), 2, "validation").numpy()
-    chosen = np.sort(np.argsort(draws[:, 0])[:MAX_IMAGES])  # the same images in every trial
-    embedding = Embedding(experiment.cluster, cores_each(sharing))
-    found = embedding.samples(RunEncoders.of(run), store, numbers[chosen], names=("trained",))
-    is_query = uniform(0, 0, torch.from_numpy(found.numbers), 2, "validation").numpy()[:, 1] < QUERY_SHARE
+    numbers, is_query = held_back(labelled(store), MAX_IMAGES, QUERY_SHARE)
+    found = Embedding(experiment.cluster, cores_each(sharing)).samples(
+        RunEncoders.of(run), store, numbers, names=("trained",)
+    )
     config, embeddings = experiment.evaluation, found.features["trained"]
     predicted = knn_predictions(
         embeddings[~is_query],
@@ -39,6 +37,14 @@ def validation_knn(run: Run, sharing: int = 1) -> float:
         config.neighbour_temperature,
     )
     return float((predicted == found.labels[is_query]).mean())
+
+
+def held_back(numbers: np.ndarray, most: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many samples, ascending, and which of them are asked about: the same in every run, by a hash of their
+    numbers."""
+    draws = uniform(0, 0, torch.from_numpy(np.array(numbers)), 2, "validation").numpy()
+    chosen = np.sort(np.argsort(draws[:, 0])[:most])
+    return np.asarray(numbers)[chosen], draws[chosen, 1] < share
 
 
 def labelled(store: Store) -> np.ndarray:

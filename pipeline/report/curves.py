@@ -1,6 +1,6 @@
 """The curves of a report, ready to draw: points and ticks in percent of the plot, and what one sees in words."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -13,7 +13,15 @@ from pipeline.train.record import PLACE, Rows, attempts
 POINTS = 400  # more rows than this are averaged in groups, with their range as a band
 NOT_CURVES = (*PLACE, "images_seen", "peak_memory_bytes")
 FIRST = ("loss", "learning_rate", "images_per_second", "data_wait_ratio")  # the others follow as they were logged
-TITLES = {"images_per_second": "images per second", "data_wait_ratio": "waiting for data"}
+PROBED = ("probe_accuracy", "embedding_rank", "embedding_mean_cosine", "embedding_uniformity")
+TITLES = {
+    "images_per_second": "images per second",
+    "data_wait_ratio": "waiting for data",
+    "probe_accuracy": "k-NN of held-back training images",
+    "embedding_rank": "effective rank of embeddings",
+    "embedding_mean_cosine": "mean cosine of embeddings",
+    "embedding_uniformity": "uniformity of embeddings",
+}
 
 
 @dataclass(frozen=True)
@@ -36,16 +44,31 @@ class Curve:
     restarts: tuple[float, ...]  # where a later attempt took over
 
 
-def draw_curves(rows: Rows) -> list[Curve]:
-    """A curve for every metric of `metrics.jsonl`: loss, learning rate and speed first. No rows, no curves."""
+def draw_curves(rows: Rows, probes: Sequence[dict[str, Any]] = ()) -> list[Curve]:
+    """A curve for every metric of `metrics.jsonl`: loss, learning rate and speed first. Then what probes of checkpoints
+    found, by `probe_rows`. No rows, no curves."""
     names = dict.fromkeys(name for row in rows for name in row if name not in NOT_CURVES)
     ordered = [name for name in FIRST if name in names] + [name for name in names if name not in FIRST]
     ends = [part[-1]["images_seen"] for part in attempts(rows)[:-1]]
-    curves = (_curve(name, rows, ends) for name in ordered)
+    curves = [_curve(name, rows, ends, rows[-1]["images_seen"]) for name in ordered]
+    curves += [_curve(name, probes, ends, rows[-1]["images_seen"]) for name in PROBED if rows]
     return [curve for curve in curves if curve is not None]
 
 
-def _curve(name: str, rows: Rows, ends: list[int]) -> Curve | None:
+def probe_rows(events: Rows, batch_size: int) -> Rows:
+    """What probes found of each step; of one that was judged twice, the later."""
+    found = {event["step"]: event for event in events if event["event"] == "probe"}
+    return [
+        {
+            "images_seen": step * batch_size,
+            "probe_accuracy": event["knn"],
+            **{name: event["health"][name.removeprefix("embedding_")] for name in PROBED[1:]},
+        }
+        for step, event in sorted(found.items())
+    ]
+
+
+def _curve(name: str, rows: Sequence[dict[str, Any]], ends: list[int], right: float) -> Curve | None:
     known = [(row["images_seen"], row[name]) for row in rows if _is_number(row.get(name))]
     if not known:
         return None
@@ -53,7 +76,6 @@ def _curve(name: str, rows: Rows, ends: list[int]) -> Curve | None:
     groups = np.array_split(np.arange(len(x)), min(POINTS, len(x)))
     low, high = (np.array([pick(y[group]) for group in groups]) for pick in (np.min, np.max))
     x_mean, y_mean = (np.array([values[group].mean() for group in groups]) for values in (x, y))
-    right = float(rows[-1]["images_seen"])
     bottom, top, y_values = _axis(float(y.min()), float(y.max()), from_zero=name in FIRST[1:])
     show = _format(name, y_values)
 

@@ -18,7 +18,7 @@ from pipeline.ingest.selection import read_selection
 from pipeline.ingest.store import DATA_CARD, Store
 from pipeline.ingest.write import replaced
 from pipeline.report import pictures
-from pipeline.report.curves import draw_curves
+from pipeline.report.curves import draw_curves, probe_rows
 from pipeline.report.embedding import confusion_table, drawn_map
 from pipeline.report.scores import COLUMNS, score_table, verdict
 from pipeline.run import Run
@@ -110,7 +110,7 @@ def _content(run: Run) -> dict[str, Any]:
         "complaint": complaint(**evaluation.health) if evaluation and evaluation.health else None,
         "columns": COLUMNS,
         "table": score_table(evaluation.scores) if evaluation and evaluation.scores else None,
-        "curves": draw_curves(rows),
+        "curves": draw_curves(rows, probe_rows(read_events(run.path), experiment.data.batch_size)),
         "time": spent,
         "restarts": len(spent.content["attempts"] if spent.content else attempts(rows)) - 1,
         "operations": operations(experiment.views),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from pipeline.evaluate.online import OnlineProbe
 from pipeline.experiment import Experiment
 from pipeline.run import Run
 from pipeline.train.attempts import clear_messages, message_of, read_failure, request_stop, stop_requested
@@ -81,6 +82,8 @@ def _steps_done(run: Run) -> int:
 def _run_workers(trainer: Any, run: Run, on_row: OnRow, tell: Tell) -> BaseException | None:
     """Lets Ray train in a thread, for signals reach only the main one; returns what it failed with."""
     append_event(run.path, "fit")
+    images = run.experiment.evaluation.online_images
+    probe = OnlineProbe(run, images, tell) if images else None
     failed: list[BaseException] = []
 
     def train() -> None:
@@ -95,6 +98,10 @@ def _run_workers(trainer: Any, run: Run, on_row: OnRow, tell: Tell) -> BaseExcep
     while thread.is_alive():
         thread.join(0.5)
         watch.look()
+        if probe:
+            probe.look()
+    if probe:
+        probe.close()
     watch.look()
     append_event(run.path, "fit_ended")
     return failed[0] if failed else None

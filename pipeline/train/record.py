@@ -6,6 +6,7 @@ Both files are only ever appended to, a JSON object a line. Steps that were done
     written by the command
     command      begins to work on the run: pid
     fit          training begins; fit_ended: it is over, for whatever reason
+    probe        a checkpoint was judged while training went on: step, knn, queries, health
     evaluate     evaluation begins; evaluated: it is done
     end          the command ends: code. One that was killed has none
 

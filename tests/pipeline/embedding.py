@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from pipeline.cluster import ClusterConfig
-from pipeline.evaluate.embed import Embedder, Embedding
+from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import ENCODERS
-from pipeline.stream.crops import CenterCrop
-from pipeline.stream.read import Columns, Reader
+from pipeline.stream.read import Columns
 
 HERE = Embedding(ClusterConfig(), threads=1)
 
@@ -20,10 +18,9 @@ def embed_here(patch: pytest.MonkeyPatch, block: int = 70) -> list[int]:
 
     def blocks(self, encoders, store, numbers, names=ENCODERS, output="") -> Iterator[Columns]:
         embedded.append(len(numbers))
-        reader, embedder = Reader(CenterCrop(encoders.sees.image_size)), Embedder(encoders, 1, names, output)
-        references = reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64))
+        whole = HERE.here(encoders, store, numbers, names, output)
         for first in range(0, len(numbers), block):
-            yield embedder(reader.read(references.slice(first, block)))
+            yield {name: values[first : first + block] for name, values in whole.items()}
 
     patch.setattr(Embedding, "blocks", blocks)
     return embedded
