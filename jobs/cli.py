@@ -4,7 +4,21 @@ import sys
 
 import typer
 
-from jobs import bench, compare, curate, demo, evaluate, export, pretrain, recipe_list, select, submit, sweep, verify
+from jobs import (
+    bench,
+    compare,
+    curate,
+    demo,
+    evaluate,
+    export,
+    finetune,
+    pretrain,
+    recipe_list,
+    select,
+    submit,
+    sweep,
+    verify,
+)
 
 app = typer.Typer(
     help="Self-supervised pretraining of vision encoders on image and image-text data as it comes.",
@@ -20,6 +34,7 @@ app.command("verify")(verify.verify)
 app.command("pretrain")(pretrain.pretrain)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
+app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(evaluate.report)
 app.command("export")(export.export)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 
 from pipeline.evaluate.embed import BOTH, Embeddings, embed_samples, load_pair
 from pipeline.evaluate.health import health
@@ -22,8 +23,9 @@ from pipeline.experiment import Experiment
 from pipeline.ingest.store import Store
 from pipeline.run import Run
 from pipeline.stream.batches import captioned
-from ssl_models.objectives import OBJECTIVES
+from ssl_models.objectives import OBJECTIVES, Objective
 from ssl_models.objectives.image_text import ImageTextObjective
+from ssl_models.objectives.supervised import Supervised
 
 ENCODERS = ("trained", "random", "pixels")
 
@@ -41,7 +43,9 @@ def evaluate(run: Run, on_stage: Callable[[str], None] = lambda name: None) -> E
     store = experiment.data.open()
     config = experiment.evaluation
     on_stage("embedding")
-    train_numbers, test_numbers = (_limit(store.select(split), config) for split in ("train", "test"))
+    few, blocked = experiment.data.few_labels, store.blocked
+    bank = np.setdiff1d(experiment.training_samples(store)[0], blocked) if few else store.select("train")
+    train_numbers, test_numbers = _limit(bank, config), _limit(store.select("test"), config)
     numbers = np.concatenate([train_numbers, test_numbers])  # in one pass: starting processes costs more than splitting
     found = embed_samples(experiment, checkpoint, store, numbers, os.cpu_count() or 1)
     scores: list[Score] = []
@@ -75,7 +79,8 @@ def evaluate(run: Run, on_stage: Callable[[str], None] = lambda name: None) -> E
 def classification(
     experiment: Experiment, run: Run, store: Store, train: Embeddings, test: Embeddings
 ) -> Iterator[Score | str]:
-    """k-NN and linear probe on frozen embeddings; needs labels."""
+    """k-NN and linear probe on frozen embeddings, and the classifier of an objective that has one; needs labels. With
+    few labels the bank is those that were trained with."""
     known, asked = train.labels >= 0, test.labels >= 0
     num_classes = len(np.unique(train.labels[known]))
     if num_classes < 2 or not asked.any():
@@ -97,22 +102,36 @@ def classification(
         f"weighted {k}-NN, cosine, T={config.neighbour_temperature}, bank of {len(bank_labels)} clean images",
         lambda bank, queries: knn_predictions(bank, bank_labels, queries, k, config.neighbour_temperature),
     )
-    yield score(
+    linear = score(
         "linear_top1",
         f"logistic regression on standardised frozen embeddings, {len(bank_labels)} images, L-BFGS "
         f"≤ {config.linear_iterations} iterations, C chosen on a tenth of the training images",
         lambda bank, queries: linear_predictions(bank, bank_labels, queries, config.linear_iterations)[0],
     )
+    yield linear
+    if experiment.needs_labels:
+        own = {
+            name: float((classified(objective, test.features[name][asked]) == truth).mean())
+            for name, objective in _pair(experiment, run).items()
+        }
+        protocol = "by the classifier that was trained with the encoder; raw pixels: their linear probe"
+        yield _score("classifier_top1", protocol, len(truth), own | {"pixels": linear.raw_pixels}, 1 / num_classes)
+
+
+@torch.inference_mode()
+def classified(objective: Objective, embeddings: np.ndarray) -> np.ndarray:
+    """The class (Q,) that a supervised objective's own classifier gives to each embedding (Q, dim)."""
+    assert isinstance(objective, Supervised)
+    return objective.classify(torch.from_numpy(embeddings)).argmax(1).numpy()
 
 
 def image_text(
     experiment: Experiment, run: Run, store: Store, train: Embeddings, test: Embeddings
 ) -> Iterator[Score | str]:
     """Zero-shot classification and retrieval; needs an objective that compares images with text."""
-    checkpoint, context_length = run.newest_checkpoint(), experiment.context_length
-    assert checkpoint is not None
+    context_length = experiment.context_length
     assert context_length is not None
-    pair = {name: o for name, o in load_pair(experiment, checkpoint).items() if isinstance(o, ImageTextObjective)}
+    pair = {name: o for name, o in _pair(experiment, run).items() if isinstance(o, ImageTextObjective)}
     captions = store.column("captions")
     told = np.flatnonzero(np.isin(train.numbers, captioned(store, train.numbers)))
     words = PixelsToWords.fit(
@@ -153,6 +172,12 @@ def image_text(
     for measure in chance:
         found = {name: table[measure] for name, table in tables.items()}
         yield _score(f"retrieval_{measure}", protocol, len(rows), found, chance[measure])
+
+
+def _pair(experiment: Experiment, run: Run) -> dict[str, Objective]:
+    checkpoint = run.newest_checkpoint()
+    assert checkpoint is not None
+    return load_pair(experiment, checkpoint)
 
 
 def _score(name: str, protocol: str, num_queries: int, found: dict[str, float], chance: float) -> Score:

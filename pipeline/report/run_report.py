@@ -22,18 +22,19 @@ from pipeline.ingest.write import replaced
 from pipeline.report import pictures
 from pipeline.report.curves import draw_curves
 from pipeline.run import Run
-from pipeline.stream.batches import captioned
 from pipeline.stream.views import ViewsConfig
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.cost import cost_of
 from pipeline.train.goodput import BUCKETS, duration, goodput, goodput_line, percent
 from pipeline.train.record import Rows, attempts, read_all_metrics, read_events, surviving
+from pipeline.tune.finetune_table import read_table
 from ssl_models.objectives import MAE, OBJECTIVES, build_objective
 from ssl_models.objectives.image_text import ImageTextObjective
 
 SCORE_TITLES = {
     "knn_top1": "k-NN",
     "linear_top1": "linear probe",
+    "classifier_top1": "classifier",
     "zero_shot_top1": "zero-shot",
     **{f"retrieval_text_to_image_r{k}": f"text → image R@{k}" for k in (1, 5, 10)},
     **{f"retrieval_image_to_text_r{k}": f"image → text R@{k}" for k in (1, 5, 10)},
@@ -109,6 +110,7 @@ def _content(run: Run) -> dict[str, Any]:
         rebuilt = of_checkpoint(lambda checkpoint, store: pictures.reconstructions(experiment, checkpoint, store))
     if issubclass(OBJECTIVES[experiment.objective.name], ImageTextObjective):
         retrieved = of_checkpoint(lambda checkpoint, store: pictures.retrieved_captions(experiment, checkpoint, store))
+    finetuned = _part(lambda: read_table(run))
     found = of_store(lambda store: pictures.neighbours(evaluation, store)) if evaluation else Part()
     return {
         "run": run,
@@ -119,6 +121,7 @@ def _content(run: Run) -> dict[str, Any]:
         "complaint": complaint(**evaluation.health) if evaluation and evaluation.health else None,
         "columns": COLUMNS,
         "table": [score_row(score) for score in evaluation.scores] if evaluation else [],
+        "finetuned": finetuned if finetuned.content or finetuned.missing else None,  # else no such section
         "curves": draw_curves(rows),
         "time": spent,
         "restarts": len(spent.content["attempts"] if spent.content else attempts(rows)) - 1,
@@ -147,8 +150,7 @@ def headline(experiment: Experiment, rows: Rows, checkpoint: Checkpoint | None, 
     step = max(rows[-1]["step"] if rows else 0, checkpoint.step if checkpoint else 0)
     images = None
     if store is not None:
-        selection = store.select("train")
-        images = len(captioned(store, selection) if experiment.needs_text else selection)
+        images = len(experiment.training_samples(store)[0])
     seen = step * experiment.data.batch_size
     return {
         "objective": OBJECTIVES[experiment.objective.name].__name__,
