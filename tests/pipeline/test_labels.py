@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.probes import linear_predictions
+from pipeline.evaluate.suite import classification
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
 from pipeline.stream.labels import few_labels
 from pipeline.train.worker import open_stream
 from tests.pipeline.stores import curate_here, tiny_experiment, write_dump
+from tests.pipeline.test_start import begun
 
 
 def classes(store: Store, numbers: np.ndarray) -> list[int]:
@@ -85,3 +89,26 @@ def test_a_batch_of_too_many_copies_is_refused(small_store):
 def test_a_probe_of_one_image_a_class_still_predicts():
     bank, labels = np.eye(2, dtype=np.float32), np.array([0, 1])
     assert linear_predictions(bank, labels, bank, iterations=50)[0].tolist() == [0, 1]
+
+
+def test_a_supervised_run_is_also_judged_by_its_own_classifier(small_store, tmp_path):
+    """Against its weights by hand; the network before training beside it."""
+    few = experiment(small_store, **{"data.shots": 5})
+    run = begun(few, tmp_path / "run", steps=12)
+    train, test = few.training_samples(small_store)[0], small_store.select("test")
+    generator, labels = np.random.default_rng(0), small_store.column("label").to_numpy()
+
+    def embedded(numbers: np.ndarray) -> Embeddings:
+        shape = {"trained": 16, "random": 16, "pixels": 12}
+        features = {name: generator.normal(size=(len(numbers), dim)).astype(np.float32) for name, dim in shape.items()}
+        return Embeddings(numbers, labels[numbers], features)
+
+    asked = embedded(test)
+    scores = {score.name: score for score in classification(few, run, small_store, embedded(train), asked)}
+    assert list(scores) == ["knn_top1", "linear_top1", "classifier_top1"]
+    state = load_file(run.newest_checkpoint().path / "objective.safetensors")
+    weights, bias = state["classify.weight"], state["classify.bias"]
+    right = (asked.features["trained"] @ weights.T + bias).argmax(1) == labels[test]
+    assert scores["classifier_top1"].trained == pytest.approx(right.mean())
+    assert scores["classifier_top1"].random_encoder != scores["classifier_top1"].trained
+    assert scores["classifier_top1"].num_queries == len(test)

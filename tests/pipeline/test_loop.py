@@ -90,6 +90,22 @@ def test_ranks_drop_different_paths(monkeypatch):
     assert len({tuple(drawn(rank, step)) for rank in (0, 1) for step in (3, 4)}) == 4
 
 
+def test_layer_decay_reaches_the_encoder_of_a_run_and_leaves_heads_alone(small_experiment):
+    decayed = small_experiment.override({"optimizer.layer_decay": 0.5})
+    decayed.check_model()
+    state = fresh_state(decayed, CPU)
+    names = {id(parameter): name for name, parameter in state.objective.named_parameters()}
+    scales = {
+        names[id(parameter)]: group["rate_scale"]
+        for group in state.optimizers["main"].param_groups
+        for parameter in group["params"]
+    }
+    assert scales.keys() == set(names.values())
+    assert scales["encoder.model.conv1.weight"] == 0.5**5  # before four blocks, before the head
+    assert scales["encoder.model.layer4.0.bn1.weight"] == 0.5
+    assert {scale for name, scale in scales.items() if not name.startswith("encoder.")} == {1.0}
+
+
 def test_training_learns(small_experiment):
     """From 12 steps to 60: the loss falls well below its start."""
     experiment = small_experiment.override({"training.images_seen": 32 * 60})

@@ -116,7 +116,9 @@ def test_without_layer_decay_nothing_is_grouped_by_layer():
     encoder, below = layered("resnet18", channels=[4, 4, 4, 4])
     optimizer = build_optimizer(encoder.named_parameters(), OptimizerConfig(), 256, layers_below_head=below)
     assert len(optimizer.param_groups) == 2
-    assert {group["rate_scale"] for group in optimizer.param_groups} == {1.0}
+    assert {group.pop("rate_scale") for group in optimizer.param_groups} == {1.0}
+    set_hyperparameters(optimizer, OptimizerConfig(warmup=0), 256, 0, 10**9)  # as of a checkpoint of version 0.1
+    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(1e-3)] * 2
 
 
 def test_an_encoder_whose_layers_are_not_known_is_refused():
