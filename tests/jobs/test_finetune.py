@@ -11,10 +11,13 @@ from pipeline.evaluate.protocol import Evaluation, Score
 from pipeline.experiment import Experiment, build_experiment, settings
 from pipeline.report.run_report import write_report
 from pipeline.run import Run
+from pipeline.train.checkpoints import newest_checkpoint, save_checkpoint
+from pipeline.train.worker import fresh_state
 from pipeline.tune.compare import Trial
 from pipeline.tune.finetune import Arm, Budget, arms, base_experiment, usual_epochs
 from pipeline.tune.finetune_table import columns, explanation, read_table, table, verdict, write_table
-from tests.pipeline.test_start import VIT, begun
+from tests.pipeline.test_loop import run as train
+from tests.pipeline.test_start import CPU, VIT, begun
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,25 @@ def test_an_encoder_with_batchnorm_gets_sgd_and_one_without_layer_decay_and_mixi
     vit.check_model()
 
 
-@pytest.mark.parametrize("key", ["data.labels", "training.seed", "training.start_from", "objective.name"])
+def test_a_vit_with_all_of_it_resumes_exactly(small_experiment, small_store, tmp_path):
+    """Mixing, stochastic depth, layer decay, few labels: the same losses to the last bit after a restart."""
+    there = build_experiment(small_experiment.model_dump(mode="json") | {"encoder": VIT})
+    base = base_experiment(there, None, {"training.images_seen": 320})
+    base = base.override({"data.shots": 4}).fitted(small_store)
+    assert base.total_steps == 10
+    expected, rows = [], []
+    train(base, fresh_state(base, CPU), 6, expected)
+    state = fresh_state(base, CPU)
+    train(base, state, 3, rows)
+    save_checkpoint(tmp_path, state, keep=1)
+    resumed = fresh_state(base.override({"training.seed": 9}), CPU, restored=True)
+    newest_checkpoint(tmp_path).restore(resumed)
+    train(base, resumed, 6, rows)
+    assert rows == expected
+    assert len({loss for _, loss in rows}) == 6
+
+
+@pytest.mark.parametrize("key", ["data.labels_draw", "training.seed", "training.start_from", "objective.name"])
 def test_what_the_command_varies_cannot_be_set(small_experiment, key):
     with pytest.raises(ValueError, match=f"{key} is what fine-tuning varies"):
         base_experiment(small_experiment, None, {key: 1})
