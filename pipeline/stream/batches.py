@@ -136,10 +136,11 @@ def training_samples(
         kept = few_labels(store, kept, share=data.labels, shots=data.shots, draw=data.labels_draw)
     if weights is not None and len(kept) < len(selection):
         weights = weights[np.searchsorted(selection, kept)]
-    entries = len(kept) if weights is None else int(weights.sum())
-    if data.few_labels and 0 < entries < data.batch_size:
-        times = np.float32(ceil(data.batch_size / entries))
-        weights = np.full(len(kept), times) if weights is None else weights * times
+    if data.few_labels:  # else nothing is summed over a billion samples
+        entries = len(kept) if weights is None else int(weights.sum())
+        if 0 < entries < data.batch_size:
+            times = np.float32(ceil(data.batch_size / entries))
+            weights = np.full(len(kept), times) if weights is None else weights * times
     return kept, weights
 
 

@@ -82,7 +82,7 @@ def verdict(rows: Sequence[Row], name: str) -> str:
     parts = {
         "better than from scratch with": [row for row in clear if row.gain and row.gain.mean > 0],
         "worse with": [row for row in clear if row.gain and row.gain.mean < 0],
-        "not distinguishable from it with": [row for row in judged if not row.differs],
+        "not distinguishable from scratch with": [row for row in judged if not row.differs],
     }
     words = "; ".join(f"{what} {points(some)}" for what, some in parts.items() if some)
     single = min(row.gain.count for row in judged if row.gain) == 1

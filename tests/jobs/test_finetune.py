@@ -139,14 +139,14 @@ def test_the_verdict_tells_gains_of_pairs_from_chance(start):
     ]
     assert verdict(rows, "first") == (
         "From first: better than from scratch with 10 % (+10.0); worse with 2 a class (-5.0); not distinguishable from "
-        "it with 100 % (-0.2)."
+        "scratch with 100 % (-0.2)."
     )
 
 
 def test_a_single_draw_and_none_conclude_nothing(start):
     found, trials = judged(start)
     single = table(found, [one for one in trials if one.seed == 0])
-    assert "not distinguishable from it with 10 % (+10.0)" in verdict(single, "first")
+    assert "not distinguishable from scratch with 10 % (+10.0)" in verdict(single, "first")
     assert "a single draw tells no more: give --draws 3" in verdict(single, "first")
     assert verdict(table(found, []), "first") == "Nothing can be said yet: no pair of trials has ended."
 
