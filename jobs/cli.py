@@ -12,6 +12,7 @@ from jobs import (
     embed,
     evaluate,
     export,
+    finetune,
     pretrain,
     recipe_list,
     select,
@@ -34,6 +35,7 @@ app.command("verify")(verify.verify)
 app.command("pretrain")(pretrain.pretrain)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
+app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(evaluate.report)
 app.command("embed")(embed.embed)

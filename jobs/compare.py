@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from jobs.pretrain import Address, absolute_store
+from jobs.pretrain import Address, absolute_paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ def _fitted(arguments: list[str], same_views: bool) -> "tuple[list[Contender], S
     from pipeline.tune.compare import contenders, refuse_unjudged
 
     names = [argument for argument in arguments if "=" not in argument]
-    changes = absolute_store(parse_overrides([argument for argument in arguments if "=" in argument]))
+    changes = absolute_paths(parse_overrides([argument for argument in arguments if "=" in argument]))
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(
             f"a comparison needs two or more different recipes, got {' '.join(names) or 'none'} (for settings of one "

@@ -29,14 +29,15 @@ def pretrain(
     from jobs.recipes import find_recipe
     from pipeline.experiment import parse_overrides
 
-    experiment = find_recipe(recipe)().override(absolute_store(parse_overrides(settings or [])))
+    experiment = find_recipe(recipe)().override(absolute_paths(parse_overrides(settings or [])))
     pretrain_run(experiment, run or Path("runs") / f"{recipe}-{experiment.digest[:8]}", address)
 
 
-def absolute_store(changes: dict[str, Any]) -> dict[str, Any]:
-    """Workers have other working directories: a store is named by its absolute path."""
-    if changes.get("data.store"):
-        changes["data.store"] = str(Path(str(changes["data.store"])).absolute())
+def absolute_paths(changes: dict[str, Any]) -> dict[str, Any]:
+    """Workers have other working directories: a store and a run to start from are named by their absolute paths."""
+    for key in ("data.store", "training.start_from"):
+        if changes.get(key):
+            changes[key] = str(Path(str(changes[key])).absolute())
     return changes
 
 
@@ -54,15 +55,16 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
 
     if not experiment.data.store:
         raise ValueError("data.store is not set: make one with `feral curate SOURCE --to STORE`, then data.store=STORE")
-    store = experiment.data.open()
-    experiment = experiment.fitted(store)
-    experiment.check(store)
+    store, here = experiment.data.open(), Run(path.absolute())
+    experiment = here.start_of(experiment).fitted(store)
+    starts = bool(experiment.training.start_from)
+    experiment.check(store, begun=starts and here.newest_checkpoint() is not None)
     check_files(store)
     with locked(path.absolute(), "the run"):
         run = Run.prepare(path, experiment, ["feral", *sys.argv[1:]])
         append_event(run.path, "command", pid=os.getpid())
         typer.echo(f"run {run.path}")
-        typer.echo(_plan_line(experiment, store.count("train")))
+        typer.echo(_plan_line(experiment, len(experiment.training_samples(store)[0])))
         code = 1
         try:
             _finish(experiment, run, address)

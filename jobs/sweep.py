@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.pretrain import Address, absolute_store
+from jobs.pretrain import Address, absolute_paths
 
 
 def sweep(
@@ -40,7 +40,7 @@ def sweep(
             "--trials N says how many draws to make of ranges: give it with a range, and only then (lists are tried in "
             "every combination; for repeats vary training.seed=0,1,2)"
         )
-    absolute_store(space.fixed)
+    absolute_paths(space.fixed)
     base = find_recipe(recipe)()
     space.check(base)
     experiment = base.override(space.fixed)

@@ -8,6 +8,7 @@ from copy import deepcopy
 from math import lcm
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationError, model_validator
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,14 +16,30 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.protocol import EvaluationConfig
 from pipeline.ingest.store import Store
-from pipeline.stream.batches import DataConfig
+from pipeline.stream.batches import DataConfig, training_samples
+from pipeline.stream.plan import MAX_WEIGHT
 from pipeline.stream.views import DeviceViews, ViewsConfig
 from pipeline.train.loop import TrainingConfig
+from pipeline.train.start import check_start, newest_digest
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives import OBJECTIVES, ObjectiveConfig, build_objective
 from ssl_models.objectives.objective import SeparableObjective
 from ssl_models.optimizers import OptimizerConfig
+
+# Settings that runs of version 0.1 do not have, and what they are without: then they do not count in a digest, so that
+# those runs and the trials that are named by it are found again.
+ADDED: dict[str, Any] = {
+    "evaluation.online_images": 0,
+    "data.labels": None,
+    "data.shots": None,
+    "data.labels_draw": 0,
+    "objective.mixup": 0.0,
+    "objective.cutmix": 0.0,
+    "optimizer.layer_decay": None,
+    "training.start_from": None,
+    "training.start_digest": None,
+}
 
 
 class Experiment(Config):
@@ -76,6 +93,21 @@ class Experiment(Config):
                 f"training.micro_batch={self.training.micro_batch}: objective {self.objective.name!r} cannot encode a "
                 f"batch in parts; those that can: {', '.join(takers)}; use training.micro_batch=null"
             )
+        if data.few_labels and not self.needs_labels:
+            raise ValueError(
+                f"data.labels={data.labels}, data.shots={data.shots}: objective {self.objective.name!r} learns from no "
+                "labels; use objective supervised, or null for both"
+            )
+        mixes = [name for name in ("mixup", "cutmix") if getattr(self.objective, name, 0)]
+        odd = [workers for workers in self.cluster.worlds if data.batch_size // workers % 2]
+        if mixes and odd:
+            raise ValueError(
+                f"objective.{mixes[0]}={getattr(self.objective, mixes[0])} mixes pairs of images, but each of {odd[0]} "
+                f"workers has {data.batch_size // odd[0]} of data.batch_size={data.batch_size}, which is odd: use "
+                f"data.batch_size={2 * data.batch_size}"
+            )
+        if self.training.start_digest and not self.training.start_from:
+            raise ValueError("training.start_digest names weights of a run: give training.start_from=RUN, too")
         patch, size = self.encoder.patch_size, self.encoder.image_size
         if patch is not None and size % patch:
             raise ValueError(
@@ -97,6 +129,10 @@ class Experiment(Config):
         return OBJECTIVES[self.objective.name].needs_text
 
     @property
+    def needs_labels(self) -> bool:
+        return "num_classes" in type(self.objective).model_fields
+
+    @property
     def context_length(self) -> int | None:
         """Tokens of a caption; None when the objective reads no text."""
         text = getattr(self.objective, "text", None)
@@ -106,7 +142,15 @@ class Experiment(Config):
     def digest(self) -> str:
         """Names what is computed; where it is computed (`cluster`) does not count."""
         content = self.model_dump(mode="json", exclude={"cluster"})
+        for key, absent in ADDED.items():
+            group, name = key.split(".")
+            if content[group].get(name, absent) == absent:
+                content[group].pop(name, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def training_samples(self, store: Store) -> tuple[np.ndarray, np.ndarray | None]:
+        """What is trained on, with its weights: see `pipeline.stream.batches.training_samples`."""
+        return training_samples(store, self.data, with_text=self.needs_text)
 
     def device_views(self, seed: int | None = None, *, plain: bool = False) -> DeviceViews:
         """What makes views of crops: with the run's seed, and the normalisation of its encoder."""
@@ -119,6 +163,8 @@ class Experiment(Config):
             model = build_objective(self.objective, self.encoder)
         if self.views.local_crops:
             model.encoder.check_size(self.views.local_size)
+        if self.optimizer.layer_decay is not None:
+            model.encoder.layers_below_head()
         norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
         if self.training.micro_batch and norms:
             raise ValueError(
@@ -128,14 +174,16 @@ class Experiment(Config):
                 "training.micro_batch=null"
             )
 
-    def check(self, store: Store) -> None:
-        """Compares what the model and the objective need with what the store holds.
+    def check(self, store: Store, *, begun: bool = False) -> None:
+        """Compares what the model and the objective need with what the store holds, and, unless the run has `begun`
+        and so has weights of its own, with the run that it starts from.
 
         Raises:
             ValueError: with what does not fit, and the way out.
         """
         self.check_model()
-        train = store.count("train")
+        if self.training.start_from and not begun:
+            check_start(self.training, self.encoder)
         if self.needs_text and store.manifest.captioned == 0:
             raise ValueError(
                 f"objective {self.objective.name!r} needs captions, but no image of {self.data.store} has one: curate "
@@ -152,18 +200,35 @@ class Experiment(Config):
                 f"objective {self.objective.name!r} learns from labels, but no image of {self.data.store} has one: "
                 "curate class folders, or choose an objective without labels"
             )
-        if train < self.data.batch_size:
+        if self.data.few_labels:
+            few = len(self.training_samples(store)[0])
+            if few * MAX_WEIGHT < self.data.batch_size:
+                raise ValueError(
+                    f"data.batch_size={self.data.batch_size} is more than {MAX_WEIGHT} times the {few} images that "
+                    f"data.labels={self.data.labels}, data.shots={self.data.shots} leave: lower data.batch_size (and "
+                    "data.lanes), or use more labels"
+                )
+        elif (train := store.count("train")) < self.data.batch_size:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} exceeds the {train} training images of {self.data.store}: "
                 "lower data.batch_size (and data.lanes), or curate more images"
             )
 
     def fitted(self, store: Store) -> "Experiment":
-        """With what the objective wants to know of the data, and a recipe leaves open, filled in from the store."""
+        """With what a recipe leaves open filled in: what the objective wants to know of the data, from the store; and
+        which weights of another run it starts from, if it does: the newest.
+
+        Raises:
+            ValueError: there is no such run, or it has no checkpoint.
+        """
         found = {"num_samples": store.manifest.admitted, "num_classes": len(store.manifest.classes)}
-        objective = self.objective
-        open_ones = [name for name in found if getattr(objective, name, 0) is None]
-        return self.override({f"objective.{name}": found[name] for name in open_ones}) if open_ones else self
+        changes: dict[str, Any] = {
+            f"objective.{name}": value for name, value in found.items() if getattr(self.objective, name, 0) is None
+        }
+        start = self.training.start_from
+        if start and self.training.start_digest is None:
+            changes["training.start_digest"] = newest_digest(start)
+        return self.override(changes) if changes else self
 
     def override(self, changes: Mapping[str, Any]) -> "Experiment":
         """A new experiment with dotted keys replaced: {"objective.temperature": 0.2}.

@@ -74,6 +74,14 @@ class Run:
     def experiment(self) -> Experiment:
         return build_experiment(json.loads(self.experiment_file.read_text()))
 
+    def start_of(self, experiment: Experiment) -> Experiment:
+        """An experiment that leaves open which weights of another run it starts from, with those that this run, if it
+        is there, has started from: it goes on with them, whatever became of the other one."""
+        training = experiment.training
+        if not training.start_from or training.start_digest or not self.experiment_file.exists():
+            return experiment
+        return experiment.override({"training.start_digest": self.experiment.training.start_digest})
+
     @property
     def evaluation(self) -> Evaluation | None:
         if not self.evaluation_file.exists():

@@ -10,6 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ssl_models.config import Config
 
+CHANGES_NOTHING = {"zero_init_last", "drop_path_rate", "drop_rate", "dynamic_img_size"}  # of timm's, in evaluation
+
 Channels = tuple[float, float, float]
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
@@ -36,6 +38,14 @@ class EncoderConfig(Config):
         if min(std) <= 0:
             raise ValueError("each must be above 0")
         return std
+
+    @property
+    def resnet_stem(self) -> str:
+        """What `stem` says of a ResNet, with "auto" resolved."""
+        size = self.image_size
+        return (
+            self.stem if self.stem != "auto" else "small" if size <= 32 else "small_pool" if size <= 64 else "imagenet"
+        )
 
 
 class ImageEncoder(nn.Module):
@@ -103,6 +113,28 @@ class ImageEncoder(nn.Module):
             hint = ": set encoder.arguments.dynamic_img_size=true" if hasattr(self.model, "patch_embed") else ""
             raise ValueError(f"the encoder takes no images of {side} pixels ({error}){hint}") from error
 
+    def layers_below_head(self) -> dict[str, int]:
+        """How many layers stand between each parameter and a head: 1 for those of the last block, one more for each
+        block before it, most for the stem or the embeddings. The layers are timm's own.
+
+        Raises:
+            ValueError: timm knows no layers of this model.
+        """
+        from timm.models._manipulate import group_with_matcher
+
+        head = "feral's head"  # like all that timm's patterns do not match, it comes after the last layer
+        found: dict[str, int] = {}
+        if hasattr(self.model, "group_matcher"):
+            names = [(name, None) for name, _ in self.model.named_parameters()]
+            found = group_with_matcher([*names, (head, None)], self.model.group_matcher(coarse=False), reverse=True)
+        if max(found.values(), default=0) < 2:
+            raise ValueError(
+                f"timm knows no layers of {type(self.model).__name__} that a rate could decay over: set "
+                "optimizer.layer_decay=null, or choose a ResNet or a ViT"
+            )
+        last = found.pop(head)
+        return {f"model.{name}": last - layer for name, layer in found.items()}
+
     def pixels(self, images: Tensor) -> Tensor:
         """What the encoder sees → values in [0, 1] again: (B, 3, H, W)."""
         return images * self._channels(self.std, images) + self._channels(self.mean, images)
@@ -159,16 +191,16 @@ class ImageEncoder(nn.Module):
         vit.pos_embed.data.copy_(torch.cat([torch.zeros(1, self.dim), table]))  # the class token stands at zero
 
 
+def is_resnet(model: nn.Module) -> bool:
+    """Whether a timm model is a plain ResNet, whose stem can be changed."""
+    return isinstance(getattr(model, "conv1", None), nn.Conv2d) and hasattr(model, "maxpool")
+
+
 def _set_stem(model: Any, config: EncoderConfig) -> None:
-    stem = config.stem
-    is_resnet = isinstance(getattr(model, "conv1", None), nn.Conv2d) and hasattr(model, "maxpool")
-    if stem == "auto":
-        stem = "small" if config.image_size <= 32 else "small_pool" if config.image_size <= 64 else "imagenet"
-        if not is_resnet:
-            return
-    if stem == "imagenet":
+    stem = config.resnet_stem
+    if stem == "imagenet" or (config.stem == "auto" and not is_resnet(model)):
         return
-    if not is_resnet:
+    if not is_resnet(model):
         raise ValueError(f"encoder.stem={stem} needs a plain ResNet of timm, {config.name!r} is none: use stem=auto")
     width = model.conv1.out_channels
     model.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=2 if stem == "small_stride2" else 1, padding=1, bias=False)

@@ -1,6 +1,7 @@
 """Classification on frozen embeddings: nearest neighbours, a linear probe, and both with few labels."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from pipeline.evaluate.encoders import ENCODERS
 from pipeline.evaluate.probes import knn_predictions, linear_predictions, mean_predictions
 from pipeline.evaluate.protocol import Confusion, Score
 from pipeline.evaluate.scoring import Case, Labelled, accuracy, score
-from ssl_models.batch import uniform
+from pipeline.stream.labels import few_labels
+from ssl_models.objectives.supervised import Supervised
 
 SHARES = {"1pct": 0.01, "10pct": 0.1}  # of the labels
 SHOTS = (1, 5)  # labelled images a class
@@ -45,52 +47,72 @@ def classification(case: Case) -> Iterator[Score | str]:
     )
 
 
-def few_labels(case: Case) -> Iterator[Score | str]:
-    """The same with the labels of a few images, drawn evenly over the classes, several times."""
+def own_classifier(case: Case) -> Iterator[Score | str]:
+    """The classifier that was trained with the encoder, where there is one."""
+    objectives = {name: one for name, one in case.encoders.load().items() if isinstance(one, Supervised)}
+    labelled = case.labelled()
+    if not objectives or isinstance(labelled, str):
+        return
+    asked, bank = labelled.test, labelled.train
+    hits = {name: classified(one, asked.features[name]) == asked.labels for name, one in objectives.items()}
+    by_pixels = linear_predictions(
+        bank.features["pixels"], bank.labels, asked.features["pixels"], case.config.linear_iterations
+    )[0]
+    protocol = "by the classifier that was trained with the encoder; raw pixels: their linear probe"
+    yield accuracy("classifier_top1", protocol, hits | {"pixels": by_pixels == asked.labels}, 1 / labelled.num_classes)
+
+
+@torch.inference_mode()
+def classified(objective: Supervised, embeddings: np.ndarray) -> np.ndarray:
+    """The class (Q,) that a supervised objective's own classifier gives to each embedding (Q, dim)."""
+    return objective.classify(torch.from_numpy(embeddings)).argmax(1).numpy()
+
+
+def with_few_labels(case: Case) -> Iterator[Score | str]:
+    """The same with the labels of a few images of every class, drawn several times."""
     labelled = case.labelled()
     if isinstance(labelled, str):
         yield f"few labels: {labelled}"
         return
-    labels = labelled.train.labels
+    labels, iterations = labelled.train.labels, case.config.linear_iterations
+    fewest = int(np.unique(labels, return_counts=True)[1].min())
     for shots in SHOTS:
-        what = f"{shots} image{'s' if shots > 1 else ''} a class"
-        yield _with_few(f"mean_{shots}shot", f"nearest class mean of {what}, cosine, centred", shots, labelled, None)
+        if shots > fewest:
+            yield f"mean_{shots}shot: a class has only {fewest} labelled training images"
+            continue
+        protocol = f"nearest class mean of {shots} image{'s' if shots > 1 else ''} a class, cosine, centred"
+        yield _drawn(f"mean_{shots}shot", protocol, case, labelled, mean_predictions, shots=shots)
     for name, share in SHARES.items():
         if share * len(labels) < FEWEST * labelled.num_classes:
             yield f"linear_{name}: {100 * share:.0f} % of {len(labels)} labels are fewer than {FEWEST} a class"
             continue
         protocol = f"linear probe as linear_top1, with {100 * share:.0f} % of the labels of each class"
-        yield _with_few(f"linear_{name}", protocol, share, labelled, case.config.linear_iterations)
+        yield _drawn(
+            f"linear_{name}", protocol, case, labelled, lambda *known: linear_predictions(*known, iterations)[0],
+            share=share,
+        )  # fmt: skip
 
 
-def _with_few(name: str, protocol: str, budget: float, labelled: Labelled, iterations: int | None) -> Score:
+def _drawn(
+    name: str,
+    protocol: str,
+    case: Case,
+    labelled: Labelled,
+    predict: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    **budget: Any,
+) -> Score:
+    """predict: bank, its labels, queries → classes."""
     bank, asked = labelled.train, labelled.test
     found: dict[str, list[float]] = {one: [] for one in ENCODERS}
     for draw in range(DRAWS):
-        rows = few(bank.numbers, bank.labels, budget, draw)
-        known = bank.labels[rows]
+        rows = np.flatnonzero(np.isin(bank.numbers, few_labels(case.store, bank.numbers, draw=draw, **budget)))
         for one in ENCODERS:
-            seen, queries = bank.features[one][rows], asked.features[one]
-            if iterations is None:
-                answers = mean_predictions(seen, known, queries)
-            else:
-                answers = linear_predictions(seen, known, queries, iterations)[0]
+            answers = predict(bank.features[one][rows], bank.labels[rows], asked.features[one])
             found[one].append(float((answers == asked.labels).mean()))
     means = {one: float(np.mean(values)) for one, values in found.items()}
     protocol += f"; mean of {DRAWS} draws, the interval is from the lowest to the highest"
     low, high = min(found["trained"]), max(found["trained"])
     return score(name, protocol, len(asked.labels), means, 1 / labelled.num_classes, (low, high))
-
-
-def few(numbers: np.ndarray, labels: np.ndarray, budget: float, draw: int) -> np.ndarray:
-    """Rows of some labelled samples of every class: `budget` of them, or this share where it is below 1, at least one;
-    a function of the samples' numbers and the draw."""
-    order = np.argsort(uniform(draw, 0, torch.from_numpy(np.array(numbers)), 1, "few labels")[:, 0].numpy())
-    chosen = []
-    for label in np.unique(labels):
-        rows = order[labels[order] == label]
-        chosen.append(rows[: max(1, round(budget * len(rows)) if budget < 1 else int(budget))])
-    return np.sort(np.concatenate(chosen))
 
 
 MOST_CLASSES = 50  # of a table that a person can read

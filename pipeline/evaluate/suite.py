@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.evaluate.classification import classification, confusion, few_labels
+from pipeline.evaluate.classification import classification, confusion, own_classifier, with_few_labels
 from pipeline.evaluate.embed import Embedding, Embeddings
 from pipeline.evaluate.encoders import Encoders, RunEncoders
 from pipeline.evaluate.health import health
@@ -22,7 +22,8 @@ from pipeline.run import Run
 
 ALWAYS: dict[str, Evaluator] = {
     "classification": classification,
-    "few_labels": few_labels,
+    "own_classifier": own_classifier,
+    "few_labels": with_few_labels,
     "separation": separation,
     "image_text": image_text,
 }
@@ -54,7 +55,9 @@ def evaluate(
     if threads is not None:
         embedding = replace(embedding, threads=threads)
     store = experiment.data.open()
-    evaluation = judge(RunEncoders.of(run), store, experiment.evaluation, embedding, on_stage, also)
+    few = experiment.data.few_labels  # then nobody knows the others
+    bank = np.setdiff1d(experiment.training_samples(store)[0], store.blocked) if few else None
+    evaluation = judge(RunEncoders.of(run), store, experiment.evaluation, embedding, on_stage, also, bank)
     run.evaluation_file.write_text(evaluation.model_dump_json(indent=1))
     return evaluation
 
@@ -66,11 +69,14 @@ def judge(
     embedding: Embedding,
     on_stage: OnStage = lambda name: None,
     also: Sequence[str] = (),
+    bank: np.ndarray | None = None,
 ) -> Evaluation:
-    """Judges an encoder on a store's test split; Ray must be connected."""
+    """Judges an encoder on a store's test split, with the training samples in `bank`, by default all; Ray must be
+    connected."""
     began = time.perf_counter()
     on_stage("embedding")
-    splits = [_limit(store.select(split), config) for split in ("train", "test")]
+    train_numbers = store.select("train") if bank is None else bank
+    splits = [_limit(numbers, config) for numbers in (train_numbers, store.select("test"))]
     # in one pass: starting processes costs more than splitting
     found = embedding.samples(encoders, store, np.concatenate(splits))
     train, test = found.rows(slice(len(splits[0]))), found.rows(slice(len(splits[0]), None))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.export import loaders
 from pipeline.export.torchvision_names import torchvision_model
-from pipeline.export.trained import CHANGES_NOTHING, Trained, Whole
+from pipeline.export.trained import Trained, Whole
+from ssl_models.encoders import CHANGES_NOTHING
 from ssl_models.objectives.image_text import ImageTextObjective, SigLIP
 
 OPSET = 18

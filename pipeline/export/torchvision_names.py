@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.export.trained import CHANGES_NOTHING
-from ssl_models.encoders import EncoderConfig
+from ssl_models.encoders import CHANGES_NOTHING, EncoderConfig
 
 # timm's ResNets have torchvision's names, but for these.
 RESNETS = {

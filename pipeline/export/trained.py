@@ -13,8 +13,6 @@ from pipeline.train.checkpoints import Checkpoint
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives import Objective
 
-CHANGES_NOTHING = {"zero_init_last", "drop_path_rate", "drop_rate", "dynamic_img_size"}  # of timm's, in evaluation
-
 
 @dataclass(frozen=True)
 class Trained:

@@ -22,12 +22,12 @@ from pipeline.report.curves import draw_curves, probe_rows
 from pipeline.report.embedding import confusion_table, drawn_map
 from pipeline.report.scores import COLUMNS, score_table, verdict
 from pipeline.run import Run
-from pipeline.stream.batches import captioned
 from pipeline.stream.views import ViewsConfig
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.cost import cost_of
 from pipeline.train.goodput import BUCKETS, duration, goodput, goodput_line, percent
 from pipeline.train.record import Rows, attempts, read_all_metrics, read_events, surviving
+from pipeline.tune.finetune_table import read_table
 from ssl_models.objectives import MAE, OBJECTIVES, build_objective
 from ssl_models.objectives.image_text import ImageTextObjective
 
@@ -100,6 +100,7 @@ def _content(run: Run) -> dict[str, Any]:
         rebuilt = of_checkpoint(lambda checkpoint, store: pictures.reconstructions(experiment, checkpoint, store))
     if issubclass(OBJECTIVES[experiment.objective.name], ImageTextObjective):
         retrieved = of_checkpoint(lambda checkpoint, store: pictures.retrieved_captions(experiment, checkpoint, store))
+    finetuned = _part(lambda: read_table(run))
     found = of_store(lambda store: pictures.neighbours(evaluation, store)) if evaluation else Part()
     return {
         "run": run,
@@ -111,6 +112,7 @@ def _content(run: Run) -> dict[str, Any]:
         "columns": COLUMNS,
         "table": score_table(evaluation.scores) if evaluation and evaluation.scores else None,
         "curves": draw_curves(rows, probe_rows(read_events(run.path), experiment.data.batch_size)),
+        "finetuned": finetuned if finetuned.content or finetuned.missing else None,  # else no such section
         "time": spent,
         "restarts": len(spent.content["attempts"] if spent.content else attempts(rows)) - 1,
         "operations": operations(experiment.views),
@@ -140,8 +142,7 @@ def headline(experiment: Experiment, rows: Rows, checkpoint: Checkpoint | None, 
     step = max(rows[-1]["step"] if rows else 0, checkpoint.step if checkpoint else 0)
     images = None
     if store is not None:
-        selection = store.select("train")
-        images = len(captioned(store, selection) if experiment.needs_text else selection)
+        images = len(experiment.training_samples(store)[0])
     seen = step * experiment.data.batch_size
     return {
         "objective": OBJECTIVES[experiment.objective.name].__name__,

@@ -7,6 +7,7 @@ from pipeline.evaluate.protocol import Evaluation, Score
 SCORE_TITLES = {
     "knn_top1": "k-NN",
     "linear_top1": "linear probe",
+    "classifier_top1": "classifier",
     "mean_1shot": "1 label a class",
     "mean_5shot": "5 labels a class",
     "linear_1pct": "linear probe, 1 % of labels",

@@ -8,11 +8,12 @@ from os import scandir
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.ingest.store import DEFAULT, SHARDS, Store
 from pipeline.ingest.verify import quarantined
+from pipeline.stream.labels import few_labels
 from pipeline.stream.patience import Patience
 from pipeline.stream.plan import Plan
 from pipeline.stream.read import Columns, Reader
@@ -30,10 +31,28 @@ SEGMENT_SAMPLES = 2**20  # one Ray Data execution: bounds the memory for referen
 class DataConfig(Config):
     store: str = Field("", description="a sealed store, made by `feral curate`")
     selection: str = Field(DEFAULT, description="which of its samples: a name given to `feral select`")
+    labels: float | None = Field(
+        None, gt=0, le=1, description="share of the labelled images of each class that is learned from; null: all"
+    )
+    shots: int | None = Field(None, ge=1, description="labelled images of each class, instead of a share")
+    labels_draw: int = Field(0, ge=0, description="which part of the labelled images it is")
     batch_size: int = Field(256, ge=2, description="global: over all workers")
     lanes: int = Field(16, ge=1, description="equal shares of each batch; the most workers that can ever join")
     run_length: int = Field(16, ge=1, description="neighbouring samples that stay together: read from one place")
     runs_per_chunk: int = Field(64, ge=1, description="runs, from anywhere in the store, that are shuffled together")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "DataConfig":
+        if self.labels is not None and self.shots is not None:
+            raise ValueError(f"data.labels={self.labels} and data.shots={self.shots} are two budgets: give one of them")
+        if self.labels_draw and not self.few_labels:
+            raise ValueError(f"data.labels_draw={self.labels_draw} draws labels: give data.labels or data.shots, too")
+        return self
+
+    @property
+    def few_labels(self) -> bool:
+        """Whether only labelled images are used, and of those a part."""
+        return self.labels is not None or self.shots is not None
 
     def open(self) -> Store:
         """The store, through the selection."""
@@ -98,6 +117,31 @@ class _Turns(IterableDataset):
 
 def _as_is(columns: Columns) -> Columns:
     return columns
+
+
+def training_samples(
+    store: Store, data: DataConfig, *, with_text: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What a run trains on, ascending numbers, and its weights: of the train split those with a caption, where text is
+    read, and those that few labels leave. Few of them for a batch come in it several times, each as a view of its own.
+
+    Blocked samples are among them: see `replaced_numbers`.
+
+    Raises:
+        ValueError: the store has no labels, or not enough.
+    """
+    selection, weights = store.select("train", with_blocked=True), store.weights("train")
+    kept = captioned(store, selection) if with_text else selection
+    if data.few_labels:
+        kept = few_labels(store, kept, share=data.labels, shots=data.shots, draw=data.labels_draw)
+    if weights is not None and len(kept) < len(selection):
+        weights = weights[np.searchsorted(selection, kept)]
+    if data.few_labels:  # else nothing is summed over a billion samples
+        entries = len(kept) if weights is None else int(weights.sum())
+        if 0 < entries < data.batch_size:
+            times = np.float32(ceil(data.batch_size / entries))
+            weights = np.full(len(kept), times) if weights is None else weights * times
+    return kept, weights
 
 
 def captioned(store: Store, selection: np.ndarray) -> np.ndarray:

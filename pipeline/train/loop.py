@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Literal, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from pipeline.train.ahead import Ahead
 from pipeline.train.cached import cached_backward
 from pipeline.train.meter import LogRow, Meter
 from ssl_models.batch import Batch, Step
-from ssl_models.collectives import synchronize_batchnorm, world_size
+from ssl_models.collectives import rank, synchronize_batchnorm, world_size
 from ssl_models.config import Config
 from ssl_models.objectives import Objective
 from ssl_models.objectives.objective import SeparableObjective
@@ -33,6 +34,12 @@ Raw = TypeVar("Raw")
 class TrainingConfig(Config):
     images_seen: int = Field(1_000_000, ge=1, description="length of the run; images × epochs")
     seed: int = Field(0, ge=0, description="of initialisation, order, views and every draw of an objective")
+    start_from: str | None = Field(
+        None, description="directory of a run whose encoder this one begins with; null: from scratch"
+    )
+    start_digest: str | None = Field(
+        None, description="of that run's checkpoint: weights that change meanwhile are noticed; null: the newest"
+    )
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16: autocast; losses stay in single precision")
     compile: bool = Field(False, description="torch.compile the encoder: for GPUs; takes a minute, needs a C compiler")
     micro_batch: int | None = Field(
@@ -68,8 +75,10 @@ class TrainState:
             for module in objective.modules():
                 if hasattr(module, "fused_attn"):  # timm's: plain attention is a third faster on CPU at short lengths
                     module.fused_attn = False  # type: ignore[assignment]
+        layers = None if config.layer_decay is None else objective.encoder.layers_below_head()
+        below = {f"encoder.{name}": layer for name, layer in (layers or {}).items()}
         optimizers = {
-            phase: build_optimizer(objective.trainable(phase), config, batch_size, objective.constant_rate)
+            phase: build_optimizer(objective.trainable(phase), config, batch_size, objective.constant_rate, below)
             for phase in objective.phases
         }
         return cls(objective, optimizers)
@@ -151,6 +160,12 @@ def parallel(objective: Objective) -> DistributedDataParallel:
         )
 
 
+def _seed(seed: int, step: int) -> None:
+    """What an encoder drops (stochastic depth, dropout) comes from torch's generator: a function of the step, so that a
+    resumed run drops the same, and of the rank, so that ranks drop different things."""
+    torch.manual_seed(int.from_bytes(sha256(f"{seed} {step} {rank()}".encode()).digest()[:8]))
+
+
 def _step(
     model: nn.Module,
     state: TrainState,
@@ -168,6 +183,7 @@ def _step(
     def precision() -> AbstractContextManager:
         return torch.autocast(device.type, torch.bfloat16) if training.precision == "bf16" else nullcontext()
 
+    _seed(training.seed, state.step)
     for phase, phase_optimizer in state.optimizers.items():
         step = Step(state.step, progress, training.seed, phase)
         moved = [parameter for group in phase_optimizer.param_groups for parameter in group["params"]]

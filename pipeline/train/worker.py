@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.cluster import cores_each
@@ -15,7 +14,7 @@ from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.blocklist import replaced_numbers
 from pipeline.ingest.store import Store
 from pipeline.run import Run
-from pipeline.stream.batches import Stream, captioned, to_batch
+from pipeline.stream.batches import Stream, to_batch
 from pipeline.stream.crops import RandomCrops
 from pipeline.stream.plan import Plan
 from pipeline.stream.read import Columns, Reader
@@ -25,6 +24,7 @@ from pipeline.train.checkpoints import Checkpoint, CheckpointFailed, CheckpointW
 from pipeline.train.loop import TrainState, train
 from pipeline.train.meter import LogRow, NotFinite
 from pipeline.train.record import Recorder, append_event, fingerprint
+from pipeline.train.start import start_weights
 from ssl_models.collectives import mean_over_ranks
 from ssl_models.objectives import build_objective
 
@@ -32,12 +32,8 @@ MAX_SKIPS = 5  # times that a run goes back before a value that is not finite is
 
 
 def open_stream(experiment: Experiment, store: Store) -> Stream:
-    """The training stream of an experiment: the train split, and only captioned samples where text is read."""
-    selection, weights = store.select("train", with_blocked=True), store.weights("train")
-    if experiment.needs_text:
-        kept = captioned(store, selection)
-        weights = None if weights is None else weights[np.searchsorted(selection, kept)]
-        selection = kept
+    """The training stream of an experiment: what it trains on, in the order of its seed."""
+    selection, weights = experiment.training_samples(store)
     seed, data = experiment.training.seed, experiment.data
     plan = Plan(
         samples=len(selection),
@@ -59,12 +55,20 @@ def open_stream(experiment: Experiment, store: Store) -> Stream:
     return Stream(store, replaced_numbers(selection, store.blocked), plan, reader)
 
 
-def fresh_state(experiment: Experiment, device: torch.device) -> TrainState:
-    """The state before the first step, the same on every rank."""
-    torch.manual_seed(experiment.training.seed)
+def fresh_state(experiment: Experiment, device: torch.device, *, restored: bool = False) -> TrainState:
+    """The state before the first step, the same on every rank. Where all weights are `restored` in a moment, those of
+    the run that this one started from are not asked for; it may be gone.
+
+    Raises:
+        ValueError: the run to start from has no such encoder.
+    """
+    training = experiment.training
+    torch.manual_seed(training.seed)
     objective = build_objective(experiment.objective, experiment.encoder)
+    if training.start_from and not restored:
+        objective.start_encoder(start_weights(training, experiment.encoder))
     state = TrainState.fresh(objective, experiment.optimizer, experiment.data.batch_size, device)
-    if experiment.training.compile:
+    if training.compile:
         objective.encoder.compile()  # in place: names of weights stay
     return state
 
@@ -167,7 +171,7 @@ class Worker:
 
     def _restored(self) -> TrainState:
         restoring = time.perf_counter()
-        state = fresh_state(self.experiment, self.device)
+        state = fresh_state(self.experiment, self.device, restored=self.checkpoint is not None)
         if self.checkpoint is not None:
             self.checkpoint.restore(state)
         if self.rank == 0:

@@ -3,8 +3,9 @@
 import json
 import os
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class Contender:
             experiment.check(store)
         except ValueError as error:
             raise ValueError(f"{self.recipe}: {error}") from None
-        return Contender(self.recipe, experiment)
+        return replace(self, experiment=experiment)
 
 
 def contenders(
@@ -231,6 +232,7 @@ def _space(experiments: list[Experiment], left: list[int]) -> dict[str, Any]:
     return {
         "place": tune.grid_search(left),
         "experiments": [experiment.model_dump_json() for experiment in experiments],
+        "command": ["feral", *sys.argv[1:]],
     }
 
 
@@ -245,8 +247,8 @@ def read_trial(
         return Trial(contender.recipe, seed, str(run.path), error=last_line(error) if error else None)
     if evaluation.store_digest != store.manifest.digest:
         raise ValueError(
-            f"{run.path} was judged on another state of {store.path}, which has been curated anew: give --to another "
-            "directory"
+            f"{run.path} was judged on another state of {store.path}, which has been curated anew: remove "
+            f"{directory / 'trials'}, or work in another directory (--to)"
         )
     return Trial(contender.recipe, seed, str(run.path), evaluation, cost_of(read_metrics(run.path)))
 
@@ -261,7 +263,7 @@ def _trial(config: dict[str, Any]) -> None:
     from pipeline.train.fit import fit
 
     experiment = build_experiment(json.loads(config["experiments"][config["place"]]))
-    run = Run.prepare(trial_run(experiment, Path(config["directory"])), experiment, ["feral", "compare"])
+    run = Run.prepare(trial_run(experiment, Path(config["directory"])), experiment, config["command"])
     append_event(run.path, "command", pid=os.getpid())
     code = 1
     try:

@@ -57,8 +57,8 @@ class Measure:
     @property
     def beats_random(self) -> bool:
         """Whether the gain is more than chance explains; with one seed, more than the sampling of test images does."""
-        noise = sum(_sampling(share.mean, self.num_queries) for share in (self.trained, self.random))
-        return self.gain.mean > _reach([self.gain], noise)
+        noise = sum(sampling(share.mean, self.num_queries) for share in (self.trained, self.random))
+        return self.gain.mean > reach([self.gain], noise)
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,16 @@ def apart(first: Measure, second: Measure) -> bool:
     spreads = (first.trained, second.trained)
     if any(spread.std is None for spread in spreads):
         return False  # how much a seed changes is not known
-    noise = sum(_sampling(spread.mean, first.num_queries) for spread in spreads)
-    return abs(first.trained.mean - second.trained.mean) > _reach(spreads, noise)
+    noise = sum(sampling(spread.mean, first.num_queries) for spread in spreads)
+    return abs(first.trained.mean - second.trained.mean) > reach(spreads, noise)
 
 
-def _sampling(share: float, count: int) -> float:
+def sampling(share: float, count: int) -> float:
     """The variance of an accuracy on so many test images."""
     return share * (1 - share) / count
 
 
-def _reach(spreads: Sequence[Spread], noise: float) -> float:
+def reach(spreads: Sequence[Spread], noise: float) -> float:
     """Half the 95 % interval of a sum or difference of means: of `spreads`, and of `noise`, a variance that is known.
     The degrees of freedom are Satterthwaite's."""
     from scipy.stats import t

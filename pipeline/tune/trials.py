@@ -2,14 +2,11 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import ClusterConfig
 from pipeline.experiment import Experiment
-from pipeline.run import Run
 
 DRIVER = {"CPU": 0.01}  # a trial's own process only waits; its workers hold the CPUs
 
@@ -32,21 +29,8 @@ def concurrent_trials(cluster: ClusterConfig, available_cpus: float) -> int:
 
 
 def trial_run(experiment: Experiment, directory: Path) -> Path:
-    """The run directory of a trial, named by what it computes: a trial that was finished is found again, also by a
-    version that knows more settings, whose defaults are what was done before."""
-    place = directory / "trials" / experiment.digest[:12]
-    if not place.exists():
-        for other in (directory / "trials").glob("*/experiment.json"):
-            if _digest(other) == experiment.digest:
-                return other.parent
-    return place
-
-
-@cache
-def _digest(file: Path) -> str | None:
-    with suppress(ValueError):  # of a setting that is no more
-        return Run(file.parent).experiment.digest
-    return None
+    """The run directory of a trial, named by what it computes: a trial that was finished is found again."""
+    return directory / "trials" / experiment.digest[:12]
 
 
 def run_trials(

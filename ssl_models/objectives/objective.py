@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ssl_models.batch import Batch, Step
 from ssl_models.config import Config as AnyConfig
 from ssl_models.encoders import EncoderConfig, ImageEncoder
+from ssl_models.momentum import MomentumTeacher
 
 
 class Objective(nn.Module):
@@ -48,6 +49,19 @@ class Objective(nn.Module):
     def after_step(self, step: Step) -> None:
         """Moves what no optimizer moves: teacher, queue, centre, clamped scale. Called once, after all phases, on every
         rank; what it moves must end up equal on all ranks."""
+
+    def start_encoder(self, weights: dict[str, Tensor]) -> None:
+        """Gives the encoder, and momentum teachers of it, the weights that another run's encoder has. Once, before the
+        first step.
+
+        Raises:
+            RuntimeError: they are not those of such an encoder, or not all.
+        """
+        self.encoder.load_state_dict(weights)
+        copies = (layer for module in self.modules() if isinstance(module, MomentumTeacher) for layer in module.layers)
+        for copy in copies:
+            if isinstance(copy, ImageEncoder):
+                copy.load_state_dict(weights)
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, dim): what probes judge."""

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluate.classification import few
 from pipeline.evaluate.image_text import PixelsToWords, chance_recalls, recalls, zero_shot_classifier
 from pipeline.evaluate.probes import knn_predictions, linear_predictions, mean_predictions, nearest
 from pipeline.evaluate.protocol import wilson
@@ -54,19 +53,6 @@ def test_the_nearest_class_mean_equals_a_loop():
             cosines[label] = mean @ (query - center) / np.linalg.norm(mean)
         expected.append(max(cosines, key=lambda label: cosines[label]))
     assert mean_predictions(bank, labels, queries).tolist() == expected
-
-
-@pytest.mark.parametrize(("budget", "each"), [(1, (1, 1, 1)), (5, (5, 5, 2)), (0.1, (10, 4, 1)), (0.001, (1, 1, 1))])
-def test_few_labels_are_drawn_evenly_over_the_classes(budget, each):
-    labels = GENERATOR.permutation(np.repeat([0, 1, 2], [100, 40, 2]))
-    numbers = np.arange(142) * 7
-    rows = few(numbers, labels, budget, draw=0)
-    assert tuple(np.bincount(labels[rows], minlength=3)) == each
-    assert np.array_equal(few(numbers, labels, budget, draw=0), rows)
-    order = GENERATOR.permutation(142)  # which samples, not where they stand
-    assert {*numbers[order][few(numbers[order], labels[order], budget, draw=0)]} == {*numbers[rows]}
-    if budget < 5:
-        assert {*few(numbers, labels, budget, draw=1)} != {*rows}
 
 
 def test_clusters_get_the_names_that_fit_most_samples():

@@ -1,9 +1,12 @@
 """A mistake is refused before anything starts: what, value, bound, way out."""
 
+import json
+from hashlib import sha256
+
 import pytest
 
 from jobs.recipes import RECIPES, find_recipe
-from pipeline.experiment import describe, parse_overrides, settings
+from pipeline.experiment import ADDED, build_experiment, describe, parse_overrides, settings
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -63,6 +66,45 @@ def test_needs_of_the_objective_are_compared_with_the_store(small_experiment, sm
     small_experiment.check(small_store)
     with pytest.raises(ValueError, match=r"data.batch_size=512 exceeds the \d+ training images"):
         small_experiment.override({"data.batch_size": 512, "training.images_seen": 1024}).check(small_store)
+
+
+def supervised(small_experiment, **changes):
+    content = small_experiment.model_dump(mode="json") | {"objective": {"name": "supervised"}}
+    return build_experiment(content).override(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data.labels": 0.1, "data.shots": 1}, "data.labels=0.1 and data.shots=1 are two budgets"),
+        ({"data.labels_draw": 1}, "data.labels_draw=1 draws labels: give data.labels or data.shots"),
+        ({"data.labels": 0.0}, "data.labels=0.0: should be greater than 0"),
+        ({"objective.mixup": 0.8, "data.batch_size": 12, "data.lanes": 4, "cluster.workers": 4},
+         "each of 4 workers has 3 of data.batch_size=12, which is odd: use data.batch_size=24"),
+        ({"training.start_digest": "ab"}, "give training.start_from=RUN"),
+        ({"optimizer.layer_decay": 1.5}, "optimizer.layer_decay=1.5: should be less than or equal to 1"),
+    ],
+)  # fmt: skip
+def test_settings_of_fine_tuning_that_do_not_fit_are_explained(small_experiment, changes, says):
+    with pytest.raises(ValueError, match=says):
+        supervised(small_experiment, **changes)
+
+
+def test_few_labels_need_an_objective_that_reads_them(small_experiment):
+    with pytest.raises(ValueError, match="objective 'simclr' learns from no labels; use objective supervised"):
+        small_experiment.override({"data.labels": 0.1})
+
+
+def test_settings_that_came_later_change_no_digest_where_they_are_off(small_experiment):
+    """Trials and runs are named by it: those of version 0.1 must be found again."""
+    for experiment in (small_experiment, supervised(small_experiment)):
+        content = experiment.model_dump(mode="json", exclude={"cluster"})
+        for key in ADDED:
+            group, name = key.split(".")
+            content[group].pop(name, None)
+        assert experiment.digest == sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    few = {supervised(small_experiment, **{"data.labels": share}).digest for share in (None, 0.1, 0.2)}
+    assert len(few) == 3
 
 
 def test_an_unknown_recipe_names_the_nearest():

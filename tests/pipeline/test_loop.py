@@ -8,7 +8,7 @@ import torch
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import to_batch
 from pipeline.train.checkpoints import newest_checkpoint, save_checkpoint
-from pipeline.train.loop import TrainState, train
+from pipeline.train.loop import TrainState, _seed, train
 from pipeline.train.meter import NotFinite
 from pipeline.train.record import fingerprint
 from pipeline.train.worker import fresh_state, open_stream
@@ -60,6 +60,50 @@ def test_resume_equals_never_having_stopped(small_experiment, tmp_path, stop):
     assert rows == expected_rows  # bit for bit
     for key, value in straight.objective.state_dict().items():
         assert torch.equal(resumed.objective.state_dict()[key], value), key
+
+
+def test_resume_is_exact_where_an_encoder_drops_paths(small_experiment, tmp_path):
+    """Stochastic depth draws from torch's generator, whose state is in no checkpoint: it is a function of the step."""
+    arguments = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "drop_path_rate": 0.5}
+    dropping = small_experiment.override({"encoder.arguments": arguments})
+    expected, rows, plain = [], [], []
+    run(dropping, fresh_state(dropping, CPU), 6, expected)
+    run(small_experiment, fresh_state(small_experiment, CPU), 6, plain)
+    assert [loss for _, loss in plain] != [loss for _, loss in expected]
+    state = fresh_state(dropping, CPU)
+    run(dropping, state, 3, rows)
+    save_checkpoint(tmp_path, state, keep=2)
+    torch.rand(17)  # another process has drawn something else
+    resumed = fresh_state(dropping, CPU)
+    newest_checkpoint(tmp_path).restore(resumed)
+    run(dropping, resumed, 6, rows)
+    assert rows == expected  # bit for bit
+
+
+def test_ranks_drop_different_paths(monkeypatch):
+    def drawn(rank, step):
+        monkeypatch.setattr("pipeline.train.loop.rank", lambda: rank)
+        _seed(0, step)
+        return torch.rand(4).tolist()
+
+    assert drawn(0, 3) == drawn(0, 3)
+    assert len({tuple(drawn(rank, step)) for rank in (0, 1) for step in (3, 4)}) == 4
+
+
+def test_layer_decay_reaches_the_encoder_of_a_run_and_leaves_heads_alone(small_experiment):
+    decayed = small_experiment.override({"optimizer.layer_decay": 0.5})
+    decayed.check_model()
+    state = fresh_state(decayed, CPU)
+    names = {id(parameter): name for name, parameter in state.objective.named_parameters()}
+    scales = {
+        names[id(parameter)]: group["rate_scale"]
+        for group in state.optimizers["main"].param_groups
+        for parameter in group["params"]
+    }
+    assert scales.keys() == set(names.values())
+    assert scales["encoder.model.conv1.weight"] == 0.5**5  # before four blocks, before the head
+    assert scales["encoder.model.layer4.0.bn1.weight"] == 0.5
+    assert {scale for name, scale in scales.items() if not name.startswith("encoder.")} == {1.0}
 
 
 def test_training_learns(small_experiment):

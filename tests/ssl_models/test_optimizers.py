@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssl_models.encoders import EncoderConfig, ImageEncoder
 from ssl_models.optimizers import (
     OptimizerConfig,
     build_optimizer,
@@ -69,3 +70,59 @@ def test_gradients_are_clipped_together_or_each():
         for parameter, value in zip(parameters, expected, strict=True):
             assert torch.allclose(parameter.grad, torch.full((4,), value), atol=1e-5)
     assert clip_gradients(parameters, OptimizerConfig()) is None
+
+
+def layered(name: str, **arguments) -> tuple[ImageEncoder, dict[str, int]]:
+    encoder = ImageEncoder(EncoderConfig(name=name, arguments=arguments))
+    return encoder, encoder.layers_below_head()
+
+
+def test_layers_are_counted_down_from_the_head():
+    """Embeddings are layer 0, block i is i + 1, a head comes after the last (He et al. 2021, MAE, appendix A.1)."""
+    encoder, below = layered("vit_tiny_patch16_224", depth=3, embed_dim=24, num_heads=2)
+    assert below.keys() == dict(encoder.named_parameters()).keys()
+    for name, count in below.items():
+        block = int(name.split(".")[2]) if name.startswith("model.blocks.") else None
+        layer = (
+            block + 1 if block is not None else 3 if name.startswith("model.norm") else 0
+        )  # timm: with the last block
+        assert count == 4 - layer, name
+    _, resnet = layered("resnet18", channels=[4, 4, 4, 4])
+    assert resnet["model.conv1.weight"] == 9
+    assert resnet["model.layer1.0.conv1.weight"] == 8
+    assert resnet["model.layer4.1.conv2.weight"] == 1
+
+
+def test_the_rate_decays_with_the_layer_and_composes_with_the_other_groups():
+    encoder, below = layered("vit_tiny_patch16_224", depth=2, embed_dim=24, num_heads=2)
+    named = [*encoder.named_parameters(), ("head.weight", nn.Parameter(torch.zeros(2, 24))),
+             ("slow.weight", nn.Parameter(torch.zeros(2, 24)))]  # fmt: skip
+    config = OptimizerConfig(name="sgd", learning_rate=0.1, warmup=0, weight_decay=0.04, layer_decay=0.5)
+    optimizer = build_optimizer(named, config, 256, constant_rate=("slow",), layers_below_head=below)
+    rate = set_hyperparameters(optimizer, config, 256, 49, 100)
+    assert rate == pytest.approx(0.05, rel=0.05)
+    names = {id(parameter): name for name, parameter in named}
+    seen = 0
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name, seen = names[id(parameter)], seen + 1
+            full = 0.1 if name.startswith("slow") else rate
+            assert group["lr"] == pytest.approx(full * 0.5 ** below.get(name, 0)), name
+            assert (group["weight_decay"] > 0) == (parameter.ndim > 1 and not name.endswith("cls_token")), name
+    assert seen == len(named)
+
+
+def test_without_layer_decay_nothing_is_grouped_by_layer():
+    encoder, below = layered("resnet18", channels=[4, 4, 4, 4])
+    optimizer = build_optimizer(encoder.named_parameters(), OptimizerConfig(), 256, layers_below_head=below)
+    assert len(optimizer.param_groups) == 2
+    assert {group.pop("rate_scale") for group in optimizer.param_groups} == {1.0}
+    set_hyperparameters(optimizer, OptimizerConfig(warmup=0), 256, 0, 10**9)  # as of a checkpoint of version 0.1
+    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(1e-3)] * 2
+
+
+def test_an_encoder_whose_layers_are_not_known_is_refused():
+    encoder, _ = layered("resnet18", channels=[4, 4, 4, 4])
+    encoder.model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    with pytest.raises(ValueError, match=r"timm knows no layers of Sequential .*optimizer.layer_decay=null"):
+        encoder.layers_below_head()

@@ -27,6 +27,7 @@ class Checkpoint:
     score: float | None = field(default=None, compare=False)
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
     bytes: int = field(default=0, compare=False)  # of all its files but the marker
+    digest: str = field(default="", compare=False)  # sha256 of the objective's file: names the weights
 
     @classmethod
     def read(cls, path: Path, *, digests: bool = True) -> "Checkpoint":
@@ -36,7 +37,7 @@ class Checkpoint:
     @classmethod
     def of(cls, path: Path, commit: Commit) -> "Checkpoint":
         size = sum(file.bytes for file in commit.files.values())
-        return cls(path, commit.step, commit.score, commit.extra, size)
+        return cls(path, commit.step, commit.score, commit.extra, size, commit.files[OBJECTIVE].sha256)
 
     def restore(self, state: TrainState) -> None:
         """Loads the objective, the optimizers and the step number into `state`.

@@ -1,0 +1,127 @@
+"""`feral finetune`: what an encoder is worth where labels are few, against training from scratch."""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from jobs.evaluate import RunDirectory
+from jobs.pretrain import Address
+
+if TYPE_CHECKING:
+    from pipeline.tune.compare import Trial
+    from pipeline.tune.finetune import Budget
+    from pipeline.tune.finetune_table import Row
+
+N = TypeVar("N", int, float)
+
+
+def finetune(
+    run: RunDirectory,
+    settings: Annotated[list[str] | None, typer.Argument(metavar="key=value …", help="of all trials")] = None,
+    labels: Annotated[str | None, typer.Option(help="shares of each class's labels; default: 0.01,0.1,1")] = None,
+    shots: Annotated[str | None, typer.Option(help="labels of each class: 1,5")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="parts of the labels, each with its own seed")] = 3,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="over the labelled images, at least 200 steps; default: 30, ViTs 100")
+    ] = None,
+    on: Annotated[Path | None, typer.Option(help="a labelled store; default: that of the run")] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="trials at the same time")] = 1,
+    address: Address = None,
+) -> None:
+    """Fine-tunes the encoder of a run on few and many labels, and trains its twin from scratch on the same.
+
+    The trials are runs below RUN/finetune; the same command again resumes. Judged by the classifier on the test split.
+
+    Example: feral finetune runs/first --labels 0.01,0.1 --shots 5 --on stores/cifar10
+    """
+    from pipeline.cluster import connected
+    from pipeline.experiment import parse_overrides
+    from pipeline.lock import locked
+    from pipeline.report.run_report import write_report
+    from pipeline.run import Run
+    from pipeline.stream.batches import check_files
+    from pipeline.tune.compare import compare, read_trials, refuse_unjudged
+    from pipeline.tune.finetune import FOLDER, arms, base_experiment, usual_epochs
+    from pipeline.tune.finetune_table import columns, explanation, table, verdict, write_table
+    from pipeline.tune.trials import concurrent_trials
+
+    opened, changes = Run.open(run), parse_overrides(settings or [])
+    budgets = parse_budgets(labels, shots)
+    there = opened.experiment
+    base = base_experiment(there, str(on.absolute()) if on else None, changes)
+    store = base.data.open()
+    if epochs is not None and "training.images_seen" in changes:
+        raise ValueError("--epochs and training.images_seen both say how long: give one of them")
+    length = None if "training.images_seen" in changes else epochs or usual_epochs(base)
+    found = arms(base, opened, store, budgets, length, draws)
+    refuse_unjudged(found, store)
+    check_files(store)
+    directory, cluster = opened.path / FOLDER, base.cluster
+
+    def write(trials: "Sequence[Trial]") -> "list[Row]":
+        rows = table(found, trials)
+        command = shlex.join(["feral", *sys.argv[1:]])
+        write_table(opened, rows, found, trials, explanation(found, there, draws), command)
+        return rows
+
+    with locked(directory, "the fine-tuning"):
+        directory.mkdir(exist_ok=True)
+        typer.echo(f"{len(budgets)} budgets of labels × {draws} draws × 2, in {directory}")
+        trials = read_trials(found, draws, directory, store)
+        if not all(trial.evaluation for trial in trials):
+            with connected(address, cpus=cluster.cpus + 1, offer=at_once * cluster.cpus + 1):
+                import ray
+
+                at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources().get("CPU", 0)))
+                trials = compare(found, draws, directory, store, at_once, typer.echo, write)
+        rows = write(trials)
+    show(columns(opened), rows)
+    typer.echo(explanation(found, there, draws))
+    typer.echo(verdict(rows, opened.path.name))
+    typer.echo(f"{directory / 'table.json'}; report {write_report(opened)}")
+    missing = sum(trial.evaluation is None for trial in trials)
+    if missing:
+        typer.secho(f"{missing} of {len(trials)} trials failed or did not end: the same command tries again", err=True)
+        raise typer.Exit(1)
+
+
+def parse_budgets(labels: str | None, shots: str | None) -> "list[Budget]":
+    """The budgets of the two options, shares first.
+
+    Raises:
+        ValueError: what is no list of numbers, or out of bounds.
+    """
+    from pipeline.tune.finetune import Budget
+
+    shares = _numbers("--labels", labels or ("" if shots else "0.01,0.1,1"), float)
+    counts = _numbers("--shots", shots or "", int)
+    for share in shares:
+        if not 0 < share <= 1:
+            raise ValueError(f"--labels {share:g} is no share in (0, 1]: 1 % is 0.01, all labels are 1")
+    for count in counts:
+        if count < 1:
+            raise ValueError(f"--shots {count} is less than one image of a class: use 1 or more")
+    return [*(Budget(share=share) for share in shares), *(Budget(shots=count) for count in counts)]
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
+    try:
+        return list(dict.fromkeys(kind(part) for part in text.split(",") if part))
+    except ValueError:
+        raise ValueError(
+            f"{option} {text!r} is no list of numbers: write them as in --labels 0.01,0.1 --shots 1,5"
+        ) from None
+
+
+def show(names: Sequence[str], rows: "Sequence[Row]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*names)
+    for row in rows:
+        shown.add_row(*row.cells)
+    Console(width=max(Console().width, 100)).print(shown)
