@@ -76,6 +76,10 @@ def with_few_labels(case: Case) -> Iterator[Score | str]:
         return
     labels, iterations = labelled.train.labels, case.config.linear_iterations
     fewest = int(np.unique(labels, return_counts=True)[1].min())
+
+    def linear(bank: np.ndarray, known: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        return linear_predictions(bank, known, queries, iterations)[0]
+
     for shots in SHOTS:
         if shots > fewest:
             yield f"mean_{shots}shot: a class has only {fewest} labelled training images"
@@ -87,10 +91,7 @@ def with_few_labels(case: Case) -> Iterator[Score | str]:
             yield f"linear_{name}: {100 * share:.0f} % of {len(labels)} labels are fewer than {FEWEST} a class"
             continue
         protocol = f"linear probe as linear_top1, with {100 * share:.0f} % of the labels of each class"
-        yield _drawn(
-            f"linear_{name}", protocol, case, labelled, lambda *known: linear_predictions(*known, iterations)[0],
-            share=share,
-        )  # fmt: skip
+        yield _drawn(f"linear_{name}", protocol, case, labelled, linear, share=share)
 
 
 def _drawn(
