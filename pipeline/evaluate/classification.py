@@ -17,6 +17,7 @@ SHARES = {"1pct": 0.01, "10pct": 0.1}  # of the labels
 SHOTS = (1, 5)  # labelled images a class
 DRAWS = 3
 FEWEST = 5  # images a class that a linear probe is fitted to
+MOST = 5_000  # images in all, for there are 36 fits of as many: `DRAWS` × encoders × strengths and the last
 
 Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]  # bank, queries → classes
 
@@ -89,6 +90,9 @@ def with_few_labels(case: Case) -> Iterator[Score | str]:
     for name, share in SHARES.items():
         if share * len(labels) < FEWEST * labelled.num_classes:
             yield f"linear_{name}: {100 * share:.0f} % of {len(labels)} labels are fewer than {FEWEST} a class"
+            continue
+        if share * len(labels) > MOST:
+            yield f"linear_{name}: {100 * share:.0f} % of {len(labels)} labels are over {MOST}, for `feral finetune`"
             continue
         protocol = f"linear probe as linear_top1, with {100 * share:.0f} % of the labels of each class"
         yield _drawn(f"linear_{name}", protocol, case, labelled, linear, share=share)

@@ -1,6 +1,8 @@
 """`feral embed`, `search` and `evaluate` of any encoder, on a real Ray."""
 
 import json
+import re
+from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
@@ -80,3 +82,12 @@ def test_what_cannot_be_judged_or_searched_is_refused_before_anything_starts(run
     save_file({}, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="names no weights"):
         evaluate(["torchvision:resnet18"])
+
+
+def test_the_python_of_the_readme_names_what_there_is():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    code = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    imports = [line for line in code.splitlines() if line.startswith("from ")]
+    assert len(imports) >= 5
+    exec("\n".join(imports), {})
+    compile(code, "README.md", "exec")
