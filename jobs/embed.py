@@ -31,14 +31,16 @@ def embed(
     from pipeline.search.vectors import embed_source, opened
 
     found = find_encoders(encoder)
-    spec = str(Path(encoder).absolute()) if Path(encoder).exists() else encoder
+    spec = str(Path(encoder).absolute()) if isinstance(found, RunEncoders) else found.checkpoint_name
     cluster = found.experiment.cluster if isinstance(found, RunEncoders) else ClusterConfig()
     with connected(address, cpus=cluster.cpus):
         store = opened(source, to, _telling(), address)
         written = embed_source(spec, found, store, source, to, Embedding(cluster), _told())
     refused = sum(written.refused.values())
+    blocked = written.seen - written.images - refused  # since the store was sealed
     why = ", ".join(f"{name} {count:,}" for name, count in sorted(written.refused.items()))
-    typer.echo(f"{written.seen:,} images seen = {written.images:,} embedded + {refused:,} refused{why and f' ({why})'}")
+    counts = f"{written.images:,} embedded + {refused:,} refused{why and f' ({why})'}"
+    typer.echo(f"{written.seen:,} images seen = {counts}" + (f" + {blocked:,} blocked" if blocked else ""))
     typer.echo(f"{to}: feral search {to} --image FILE" + (" or --text SENTENCE" if found.context_length else ""))
 
 

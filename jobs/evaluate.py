@@ -40,11 +40,11 @@ def evaluate(
     """
     from pipeline.cluster import connected
     from pipeline.evaluate.suite import evaluate as judge
-    from pipeline.evaluate.transfer import unknown
+    from pipeline.evaluate.transfer import refuse_unknown
     from pipeline.report.run_report import write_report
     from pipeline.run import Run
 
-    unknown(also or [])
+    refuse_unknown(also or [])
     if on or len(encoders) > 1 or not Path(encoders[0], "experiment.json").exists():
         _judge_all(encoders, on or [], to, also or [], address)
         return

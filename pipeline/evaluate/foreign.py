@@ -90,7 +90,7 @@ class ForeignEncoders:
         """
         try:
             self.load()
-        except (ValueError, RuntimeError, KeyError, AttributeError, OSError) as error:
+        except Exception as error:  # libraries raise anything, torch of a file that holds code a pickle's own error
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"{self.checkpoint_name} cannot be loaded: {first}") from error
         return self

@@ -27,9 +27,9 @@ def depths(encoder: Any, images: Tensor, ids: Tensor, views: DeviceViews) -> dic
     """The mean over the places of the feature map after each stage of a network, or each of four parts of a ViT."""
     if isinstance(encoder, Pixels):
         return {"": encoder.embed(images)}
-    network = encoder.encoder.model if hasattr(encoder, "encoder") else encoder.model
-    if not hasattr(network, "forward_intermediates"):
-        return {}
+    network = next((one for one in encoder.modules() if hasattr(one, "forward_intermediates")), None)  # the outermost
+    if network is None or (isinstance(encoder, ComparesText) and not hasattr(encoder, "encoder")):
+        return {}  # both towers of open_clip are one module
     maps = network.forward_intermediates(images, intermediates_only=True)
     chosen = maps if len(maps) <= 5 else [maps[len(maps) * part // 4 - 1] for part in (1, 2, 3, 4)]
     return {f"_depth{number}": one.mean((2, 3)) for number, one in enumerate(chosen, 1)}

@@ -115,7 +115,7 @@ def markdown(found: Sequence[Judged], command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def unknown(also: Sequence[str]) -> None:
+def refuse_unknown(also: Sequence[str]) -> None:
     """Raises ValueError for a protocol that is not there."""
     for name in also:
         if name not in ON_DEMAND:
