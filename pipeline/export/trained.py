@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from pipeline.evaluate.encoders import load_pair
+from pipeline.evaluate.encoders import RunEncoders, load_pair
 from pipeline.experiment import Experiment
 from pipeline.run import Run
 from pipeline.train.checkpoints import Checkpoint
@@ -29,11 +29,8 @@ class Trained:
         Raises:
             ValueError: the run has no whole checkpoint.
         """
-        checkpoint = run.newest_checkpoint()
-        if checkpoint is None:
-            raise ValueError(f"{run.path} has no whole checkpoint to export: run `feral pretrain` first")
-        experiment = run.experiment
-        return cls(run, experiment, checkpoint, load_pair(experiment, checkpoint)["trained"])
+        found = RunEncoders.of(run)
+        return cls(run, found.experiment, found.checkpoint, load_pair(found.experiment, found.checkpoint)["trained"])
 
     @property
     def config(self) -> EncoderConfig:
