@@ -104,6 +104,7 @@ def _write(
 ) -> "tuple[list[Row], str]":
     """All files of the comparison, of the trials that have ended: what is in them."""
     from pipeline.report.comparison import explanation, write_comparison
+    from pipeline.report.comparison_page import write_comparison_page
     from pipeline.tune.comparison import table
     from pipeline.tune.plot import plot_comparison
 
@@ -111,6 +112,7 @@ def _write(
     explained = explanation(found, seeds, at_once)
     write_comparison(directory, rows, trials, found, explained, shlex.join(["feral", *sys.argv[1:]]))
     plot_comparison(rows, directory / "compare.png")
+    write_comparison_page(directory)
     return rows, explained
 
 
@@ -130,6 +132,6 @@ def _show(found: "list[Contender]", trials: "list[Trial]", seeds: int, at_once: 
     console = Console(width=max(console.width, 150))  # narrower, numbers are cut
     console.print(shown)
     typer.echo(explained)
-    typer.echo(f"{directory / 'compare.md'}, compare.json, compare.png; the report of each run is in its directory")
-    for sentence in conclusions(rows):
-        typer.echo(sentence)
+    typer.echo(f"{directory / 'compare.html'}, compare.md, compare.json, compare.png")
+    for conclusion in conclusions(rows):
+        typer.echo(str(conclusion))

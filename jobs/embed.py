@@ -58,7 +58,7 @@ def search(
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.search.page import write_page
+    from pipeline.search.page import write_found
     from pipeline.search.searching import search as nearest
 
     if (image is None) == (text is None):
@@ -69,7 +69,7 @@ def search(
         shown.add_row(f"{hit.similarity:.3f}", hit.source, hit.label or (hit.captions[0] if hit.captions else ""))
     Console(width=max(Console().width, 100)).print(shown, markup=False)
     if page is not None:
-        write_page(page, folder, hits, image, text)
+        write_found(page, folder, hits, image, text)
         typer.echo(f"page {page}")
 
 

@@ -97,9 +97,27 @@ def _print(found: "list[Judged]") -> None:
             typer.echo(f"{one.encoder} on {one.store}: skipped {reason}")
 
 
-def report(run: RunDirectory) -> None:
-    """Writes the report of a run again, of whatever there is; needs no Ray."""
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="of a run, a comparison or a sweep")],
+) -> None:
+    """Writes the page of a run, a comparison or a sweep again, of whatever there is; needs no Ray.
+
+    Example: feral report runs/first
+    """
+    from pipeline.report.comparison import COMPARISON
+    from pipeline.report.comparison_page import write_comparison_page
     from pipeline.report.run_report import write_report
+    from pipeline.report.sweep_page import SWEEP, write_sweep_page
     from pipeline.run import Run
 
-    typer.echo(f"report {write_report(Run.open(run))}")
+    if (directory / COMPARISON).exists():
+        page = write_comparison_page(directory)
+    elif (directory / SWEEP).exists():
+        page = write_sweep_page(directory)
+    elif (directory / "experiment.json").exists():
+        page = write_report(Run.open(directory))
+    else:
+        raise ValueError(
+            f"{directory} is no run (experiment.json), comparison ({COMPARISON}) or sweep ({SWEEP}): nothing to report on"
+        )
+    typer.echo(f"report {page}")

@@ -9,13 +9,21 @@ from typing import Any
 from pipeline.ingest.write import replaced
 from pipeline.train.goodput import duration
 from pipeline.tune.compare import Contender, Trial
-from pipeline.tune.comparison import Measure, Row, conclusions, groups, scores_of
+from pipeline.tune.comparison import Measure, Row, Spread, conclusions, groups, scores_of
+
+COMPARISON = "compare.json"
 
 
 def columns(rows: Sequence[Row]) -> tuple[str, ...]:
     """The names of what `cells` gives."""
     scores = (f"{title} %" for title in scores_of(rows).values())
     return ("method", "encoder", *scores, "Δ to random", "crops", "trained M", "images/s", "memory", "time", "note")
+
+
+def shown_columns(rows: Sequence[Row]) -> list[int]:
+    """Places of the columns that tell something: an encoder that all share does not."""
+    several = len({row.family for row in rows}) > 1
+    return [place for place, name in enumerate(columns(rows)) if name != "encoder" or several]
 
 
 def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -88,8 +96,7 @@ def explanation(found: Sequence[Contender], seeds: int, concurrent: int) -> str:
 
 def markdown(rows: Sequence[Row], explained: str, command: str) -> str:
     """A table that is ready for a README, with the command that made it and what may be concluded."""
-    lines = [columns(rows), *cells(rows)]
-    shown = [place for place, name in enumerate(lines[0]) if name != "encoder" or len({row.family for row in rows}) > 1]
+    lines, shown = [columns(rows), *cells(rows)], shown_columns(rows)
     text = [" | ".join(line[place].replace("|", "\\|").replace("\n", " ") for place in shown) for line in lines]
     ruler = "|".join(["---"] * len(shown))
     body = "\n".join(f"| {line} |" for line in text[1:])
@@ -109,7 +116,7 @@ def write_comparison(
     content = {
         "command": command,
         "explanation": explained,
-        "conclusions": conclusions(rows),
+        "conclusions": [str(one) for one in conclusions(rows)],
         "rows": [asdict(row) for row in rows],
         "trials": [
             {
@@ -127,8 +134,30 @@ def write_comparison(
         "experiments": {contender.recipe: contender.experiment.model_dump(mode="json") for contender in found},
     }
     for name, text in (
-        ("compare.json", json.dumps(content, indent=1)),
+        (COMPARISON, json.dumps(content, indent=1)),
         ("compare.md", markdown(rows, explained, command)),
     ):
         with replaced(directory / name) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def read_comparison(directory: Path) -> dict[str, Any]:
+    """What `write_comparison` wrote, with its rows as they were.
+
+    Raises:
+        ValueError: the file is none of these.
+    """
+    path = directory / COMPARISON
+    try:
+        content = json.loads(path.read_text())
+        return {**content, "rows": [_row(row) for row in content["rows"]]}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no comparison of `feral compare`: {type(error).__name__} {error}") from None
+
+
+def _row(row: dict[str, Any]) -> Row:
+    measures = {
+        name: Measure(**measure | {spread: Spread(**measure[spread]) for spread in ("trained", "random", "gain")})
+        for name, measure in row["measures"].items()
+    }
+    return Row(**row | {"measures": measures, "notes": tuple(row["notes"])})

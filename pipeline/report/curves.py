@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from pipeline.report.axes import Tick, round_numbers
 from pipeline.train.record import PLACE, Rows, attempts
 
 POINTS = 400  # more rows than this are averaged in groups, with their range as a band
@@ -25,12 +26,6 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Tick:
-    place: float  # percent of the axis
-    label: str
-
-
-@dataclass(frozen=True)
 class Curve:
     """One metric over images seen. Places are percent of the plot, from its top left corner as SVG counts."""
 
@@ -42,6 +37,9 @@ class Curve:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     restarts: tuple[float, ...]  # where a later attempt took over
+    x_name: str = ""  # images seen, as all curves of a report
+    y_name: str = ""
+    dots: tuple[()] = ()
 
 
 def draw_curves(rows: Rows, probes: Sequence[dict[str, Any]] = ()) -> list[Curve]:
@@ -76,7 +74,8 @@ def _curve(name: str, rows: Sequence[dict[str, Any]], ends: list[int], right: fl
     groups = np.array_split(np.arange(len(x)), min(POINTS, len(x)))
     low, high = (np.array([pick(y[group]) for group in groups]) for pick in (np.min, np.max))
     x_mean, y_mean = (np.array([values[group].mean() for group in groups]) for values in (x, y))
-    bottom, top, y_values = _axis(float(y.min()), float(y.max()), from_zero=name in FIRST[1:])
+    y_values = round_numbers(float(y.min()), float(y.max()), from_zero=name in FIRST[1:])
+    bottom, top = y_values[0], y_values[-1]
     show = _format(name, y_values)
 
     def points(xs: Iterable[float], ys: Iterable[float]) -> str:
@@ -96,16 +95,6 @@ def _curve(name: str, rows: Sequence[dict[str, Any]], ends: list[int], right: fl
         y_ticks=tuple(Tick(100 * (top - v) / (top - bottom), show(v)) for v in y_values),
         restarts=tuple(100 * end / right for end in ends),
     )
-
-
-def _axis(low: float, high: float, from_zero: bool) -> tuple[float, float, list[float]]:
-    """Bottom, top and ticks; from zero also where the values come near it."""
-    if low >= 0 and (from_zero or low < high / 2 or low == high > 0):
-        low = 0.0
-    if low == high:
-        low, high = low - 1, high + 1
-    ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return float(ticks[0]), float(ticks[-1]), [0.0 if abs(v) < 1e-12 else float(v) for v in ticks]
 
 
 def _summary(name: str, x: np.ndarray, y: np.ndarray, show: Callable[[float], str]) -> str:

@@ -6,7 +6,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +17,7 @@ from pipeline.ingest.store import DATA_CARD, DATA_CARD_JSON, DEFAULT, SELECTIONS
 from pipeline.ingest.write import replaced
 from pipeline.report import census, losses, recorded
 from pipeline.report.histograms import drawing
+from pipeline.report.page import render
 from pipeline.report.thumbnails import thumbnails
 from pipeline.report.verdict import SUSPICIOUS, share, verdict
 from pipeline.select.policy import PRESETS, Policy
@@ -137,18 +137,6 @@ def data_card(store: Store, selection: str = DEFAULT) -> dict[str, Any]:
 
 
 def _page(store: Store, card: dict[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # captions and names are not ours
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "thousands": "{:,}".format, "share": share, "size": size, "duration": duration, "date": date,
-        "shown": printable, "drawn": drawing, "json": json.dumps,
-        "name": lambda path: path.rstrip("/").rpartition("/")[2],
-    }  # fmt: skip
     samples = {sample["number"]: sample for sample in card["samples"]}
     wanted = [number for number in _numbers(card["reasons"], card["clusters"]) if number is not None]
     allowed = [(number, samples[number]["id"]) for number in wanted if samples[number]["shown"]]
@@ -160,7 +148,10 @@ def _page(store: Store, card: dict[str, Any]) -> str:
         "suspicious": SUSPICIOUS,
     }
     content["notes"] = recorded.notes(read_selection(store, card["selection"]["name"]))
-    return environment.get_template("data_card.html").render(content)
+    return render(
+        "data_card.html", content, share=share, duration=duration, date=date, shown=printable, drawn=drawing,
+        name=lambda path: path.rstrip("/").rpartition("/")[2],
+    )  # fmt: skip
 
 
 def _dropped_as(decisions: pa.Table, reason: str) -> np.ndarray:
@@ -184,15 +175,6 @@ def _numbers(reasons: list[dict[str, Any]], groups: dict[str, Any]) -> Iterator[
 
 
 # ---- filters of the template ---------------------------------------------------------------------------------------
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def duration(seconds: float) -> str:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log10
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter
+
+from pipeline.report.axes import log_ticks, ticks_inside
 
 BINS = 48
 
@@ -98,29 +99,14 @@ def drawing(histogram: dict[str, Any]) -> Drawing:
         return " ".join(f"{a:.2f},{b:.2f}" for a, b in zip(x, y, strict=True))
 
     whole = histogram["whole"]  # then a threshold, a least value, stands before its bin
-    ticks = [tick for tick in _ticks(edges, histogram["log"]) if not whole or tick == int(tick)]
+    ticks = (log_ticks if histogram["log"] else ticks_inside)(float(edges[0]), float(edges[-1]))
     return Drawing(
         kept=outline(shares["kept"]),
         dropped=outline(shares["dropped"]),
-        ticks=tuple((place(value), _label(value)) for value in ticks),
+        ticks=tuple((place(value), _label(value)) for value in ticks if not whole or value == int(value)),
         lines=tuple((place(line["value"] - 0.5 * whole), line["label"]) for line in histogram["thresholds"]),
         summary=_summary(histogram),
     )
-
-
-def _ticks(edges: np.ndarray, log: bool) -> list[float]:
-    """Round values inside, about four."""
-    low, high = float(edges[0]), float(edges[-1])
-    if log and high / low > 5:
-        decades = range(int(np.floor(log10(low))), int(np.ceil(log10(high))) + 1)
-        for steps in ((1, 2, 5), (1, 3), (1,)):
-            ticks = [step * 10.0**decade for decade in decades for step in steps]
-            ticks = [tick for tick in ticks if low <= tick <= high]
-            if len(ticks) <= 5:
-                return ticks
-        return ticks[:: -(-len(ticks) // 5)]
-    ticks = [float(tick) for tick in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)]
-    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _label(value: float) -> str:

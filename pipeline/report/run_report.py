@@ -3,12 +3,9 @@
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 
@@ -16,16 +13,16 @@ from pipeline.evaluate.health import complaint
 from pipeline.experiment import Experiment, describe
 from pipeline.ingest.selection import read_selection
 from pipeline.ingest.store import DATA_CARD, Store
-from pipeline.ingest.write import replaced
 from pipeline.report import pictures
 from pipeline.report.curves import draw_curves, probe_rows
 from pipeline.report.embedding import confusion_table, drawn_map
+from pipeline.report.page import Part, write_page
 from pipeline.report.scores import COLUMNS, score_table, verdict
 from pipeline.run import Run
 from pipeline.stream.views import ViewsConfig
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.cost import cost_of
-from pipeline.train.goodput import BUCKETS, duration, goodput, goodput_line, percent
+from pipeline.train.goodput import BUCKETS, goodput, goodput_line, percent
 from pipeline.train.record import Rows, attempts, read_all_metrics, read_events, surviving
 from pipeline.tune.finetune_table import read_table
 from ssl_models.objectives import MAE, OBJECTIVES, build_objective
@@ -38,57 +35,24 @@ def write_report(run: Run) -> Path:
     What is not there yet, or can no longer be read, is left out with the reason: an unfinished or unjudged run has a
     report too. Needs no Ray and no accelerator.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # captions, class names and paths are not ours
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "thousands": "{:,}".format,
-        "duration": duration,
-        "brief": _brief,
-        "share": percent,
-        "date": date,
-        "size": _size,
-    }
     threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng(devices=[]):
-            page = environment.get_template("run_report.html").render(_content(run))
+            return write_page(run.report_file, "run_report.html", _content(run))
     finally:
         torch.set_num_threads(threads)
-    with replaced(run.report_file) as file:
-        file.write(page.encode("utf-8", "backslashreplace"))  # a path that is no UTF-8 is in the commands
-    return run.report_file
-
-
-@dataclass(frozen=True)
-class Part:
-    """A section's content, or why there is none."""
-
-    content: Any = None
-    missing: str = ""
-
-
-def _part(make: Callable[[], Any]) -> Part:
-    try:
-        return Part(make())
-    except (OSError, ValueError) as error:
-        return Part(missing=str(error))
 
 
 def _content(run: Run) -> dict[str, Any]:
     experiment, evaluation, all_rows = run.experiment, run.evaluation, read_all_metrics(run.path)
     rows = surviving(all_rows)
     checkpoint = run.newest_checkpoint()
-    spent = _part(lambda: time_spent(read_events(run.path), all_rows))
-    opened = _part(experiment.data.open)
+    spent = Part.of(lambda: time_spent(read_events(run.path), all_rows))
+    opened = Part.of(experiment.data.open)
     store: Store | None = opened.content
 
     def of_store(make: Callable[[Store], Any]) -> Part:
-        return opened if store is None else _part(lambda: make(store))
+        return opened if store is None else Part.of(lambda: make(store))
 
     def of_checkpoint(make: Callable[[Checkpoint, Store], Any]) -> Part:
         if checkpoint is None:
@@ -100,11 +64,11 @@ def _content(run: Run) -> dict[str, Any]:
         rebuilt = of_checkpoint(lambda checkpoint, store: pictures.reconstructions(experiment, checkpoint, store))
     if issubclass(OBJECTIVES[experiment.objective.name], ImageTextObjective):
         retrieved = of_checkpoint(lambda checkpoint, store: pictures.retrieved_captions(experiment, checkpoint, store))
-    finetuned = _part(lambda: read_table(run))
+    finetuned = Part.of(lambda: read_table(run))
     found = of_store(lambda store: pictures.neighbours(evaluation, store)) if evaluation else Part()
     return {
         "run": run,
-        "head": headline(experiment, rows, checkpoint, store),
+        "headline": headline(experiment, rows, checkpoint, store),
         "experiment": experiment,
         "evaluation": evaluation,
         "verdict": verdict(evaluation),
@@ -225,22 +189,3 @@ def data_summary(store: Store) -> dict[str, Any]:
         "bytes": sum(shard.bytes for shard in store.manifest.shards),
         "seconds": sum(seconds),
     }
-
-
-# ---- filters of the template ---------------------------------------------------------------------------------------
-
-
-def _brief(seconds: float) -> str:
-    return f"{seconds:.1f} s" if 0 < seconds < 9.95 else duration(seconds)
-
-
-def date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

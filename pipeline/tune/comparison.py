@@ -7,7 +7,7 @@ from math import inf, sqrt
 from statistics import fmean, stdev
 
 from pipeline.evaluate.health import complaint
-from pipeline.evaluate.protocol import Score
+from pipeline.evaluate.protocol import Evaluation, Score
 from pipeline.tune.compare import Contender, Trial
 
 # What methods are ranked by, the first before the second: where the store has labels; where it has captions only.
@@ -76,6 +76,7 @@ class Row:
     seconds: float | None  # of training, mean over seeds
     peak_memory_bytes: int | None
     notes: tuple[str, ...]
+    collapse: str | None = None  # names it, where embeddings of a seed collapsed
 
     @property
     def key(self) -> float:
@@ -110,6 +111,7 @@ def _row(contender: Contender, trials: Sequence[Trial]) -> Row:
         if scores:
             measures[name] = Measure.of(scores)
     memory = [cost.peak_memory_bytes for cost in costs if cost.peak_memory_bytes]
+    collapse = _collapse(judged)
     return Row(
         recipe=contender.recipe,
         family=contender.family,
@@ -121,15 +123,20 @@ def _row(contender: Contender, trials: Sequence[Trial]) -> Row:
         images_per_second=fmean(cost.images_per_second for cost in costs) if costs else None,
         seconds=fmean(cost.seconds for cost in costs) if costs else None,
         peak_memory_bytes=max(memory, default=None),
-        notes=tuple(_notes(contender, trials, measures)),
+        notes=((collapse,) if collapse else ()) + tuple(_notes(contender, trials, measures)),
+        collapse=collapse,
     )
 
 
+def _collapse(judged: Sequence[Evaluation]) -> str | None:
+    known = [evaluation.health for evaluation in judged if evaluation.health]
+    faults = [fault for health in known if (fault := complaint(**health))]
+    if not faults:
+        return None
+    return faults[0] + (f", {len(faults)} of {len(known)} seeds" if len(known) > 1 else "")
+
+
 def _notes(contender: Contender, trials: Sequence[Trial], measures: dict[str, Measure]) -> Iterator[str]:
-    judged = [trial.evaluation.health for trial in trials if trial.evaluation and trial.evaluation.health]
-    faults = [fault for health in judged if (fault := complaint(**health))]
-    if faults:
-        yield faults[0] + (f", {len(faults)} of {len(judged)} seeds" if len(judged) > 1 else "")
     titles = CLASSES | PAIRS
     weak = [titles[name] for name, measure in measures.items() if not measure.beats_random]
     if weak:
@@ -175,27 +182,58 @@ def reach(spreads: Sequence[Spread], noise: float) -> float:
     return float(t.ppf(0.975, total**2 / doubt if doubt else inf)) * sqrt(total)
 
 
-def conclusions(rows: Sequence[Row]) -> list[str]:
-    """A sentence a group and score: who leads, who cannot be told from it; and who gained nothing by training."""
-    return [line for group in groups(rows) for line in _conclude(group)]
+@dataclass(frozen=True)
+class Conclusion:
+    """What one score says of a group."""
+
+    title: str  # of the score
+    encoder: str
+    best: Row
+    leading: Measure
+    others: int  # methods beside the best
+    close: tuple[str, ...]  # that are not told from the best
+    weak: tuple[str, ...]  # that are not better than their random encoder
+    single: bool  # one has a single seed: nothing is told from anything
+
+    @property
+    def lead(self) -> str:
+        return f"{self.best.recipe} has the highest mean, {self.leading.trained.percent()} %"
+
+    @property
+    def reservation(self) -> str:
+        """How far the lead can be trusted; "" where there is none to compare with."""
+        if self.others and self.single:
+            return "a single seed tells no method from another: give --seeds 3 or more"
+        if self.close:
+            return f"not distinguishable from it: {', '.join(self.close)}"
+        return f"above all {self.others} others by more than seeds and test images explain" if self.others else ""
+
+    def __str__(self) -> str:
+        weak = f"not better than its random encoder: {', '.join(self.weak)}" if self.weak else ""
+        said = (f"{self.title}, {self.encoder}: {self.lead}", self.reservation, weak)
+        return "; ".join(part for part in said if part)
 
 
-def _conclude(group: list[Row]) -> Iterator[str]:
+def conclusions(rows: Sequence[Row]) -> list[Conclusion]:
+    """One a group and score: who leads, who cannot be told from it; and who gained nothing by training."""
+    return [conclusion for group in groups(rows) for conclusion in _conclude(group)]
+
+
+def _conclude(group: list[Row]) -> Iterator[Conclusion]:
     for name, title in scores_of(group).items():
         judged = sorted(
             (row for row in group if name in row.measures), key=lambda row: -row.measures[name].trained.mean
         )
-        if not judged:
-            continue
-        best, *others = judged
-        leading = best.measures[name]
-        words = f"{title}, {best.encoder}: {best.recipe} has the highest mean, {leading.trained.percent()} %"
-        close = [row.recipe for row in others if not apart(leading, row.measures[name])]
-        if others and min(row.seeds for row in judged) == 1:
-            words += "; a single seed tells no method from another: give --seeds 3 or more"
-        elif close:
-            words += f"; not distinguishable from it: {', '.join(close)}"
-        elif others:
-            words += f"; above all {len(others)} others by more than seeds and test images explain"
-        weak = [row.recipe for row in judged if not row.measures[name].beats_random]
-        yield words + (f"; not better than its random encoder: {', '.join(weak)}" if weak else "")
+        if judged:
+            best, *others = judged
+            leading = best.measures[name]
+            yield Conclusion(
+                title,
+                best.encoder,
+                best,
+                leading,
+                len(others),
+                close=tuple(row.recipe for row in others if not apart(leading, row.measures[name])),
+                weak=tuple(row.recipe for row in judged if not row.measures[name].beats_random),
+                single=min(row.seeds for row in judged) == 1,
+            )

@@ -202,7 +202,7 @@ def test_without_labels_methods_are_ranked_by_retrieval():
     assert [row.recipe for row in rows] == ["b", "a", "c", "d", "m"]
     assert columns(rows)[2:4] == ("image→text R@10 %", "text→image R@10 %")
     assert cells(rows)[0][2] == "59.2 ± 0.2"
-    assert conclusions(rows)[0].startswith("image→text R@10, resnet18: b has the highest mean")
+    assert str(conclusions(rows)[0]).startswith("image→text R@10, resnet18: b has the highest mean")
 
 
 def test_methods_that_cannot_be_judged_are_refused(tmp_path: Path):
@@ -220,7 +220,7 @@ def test_methods_that_cannot_be_judged_are_refused(tmp_path: Path):
 
 def test_the_conclusion_says_no_more_than_was_measured():
     rows = table(*compared())
-    knn, linear, vit, _ = conclusions(rows)
+    knn, linear, vit, _ = map(str, conclusions(rows))
     assert knn == (
         "k-NN, resnet18: b has the highest mean, 59.2 ± 0.2 %; not distinguishable from it: a; not better than its "
         "random encoder: c"
@@ -230,7 +230,7 @@ def test_the_conclusion_says_no_more_than_was_measured():
     assert vit == "k-NN, vit_tiny_patch16_224: m has the highest mean, 65.1 ± 0.1 %"
     found, trials = compared()
     single = conclusions(table(found[:2], [trial for trial in trials if trial.seed == 0]))
-    assert "a single seed tells no method from another: give --seeds 3" in single[0]
+    assert "a single seed tells no method from another: give --seeds 3" in str(single[0])
     assert conclusions(table(found, [])) == []
 
 

@@ -457,9 +457,14 @@ def test_a_browser_shows_it_and_blocks_nothing(run: Run, tmp_path: Path, profile
 
 @pytest.mark.browser
 @needs_chromium
-def test_the_policy_blocks_what_would_be_loaded_and_the_browser_says_so(tmp_path: Path, profile: Path) -> None:
+def test_the_policy_blocks_what_would_be_loaded_and_the_browser_says_so(
+    run: Run, tmp_path: Path, profile: Path
+) -> None:
     """Else the test above would see nothing."""
-    head = (Path(run_report.__file__).parent / "run_report.html").read_text().split("<head>")[1].split("<meta name")[0]
+    policy = page_of(run).policy
     page = tmp_path / "page.html"
-    page.write_text(f"<!doctype html><head>{head}</head><img src='https://example.invalid/x.png'>")
+    picture = "<img src='https://example.invalid/x.png'>"
+    page.write_text(
+        f'<!doctype html><head><meta http-equiv="Content-Security-Policy" content="{policy}"></head>{picture}'
+    )
     assert "Content Security Policy" in browse(page, tmp_path / "page.png", profile)

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.evaluate.encoders import RunEncoders
 from pipeline.run import Run
 from pipeline.search import vectors
-from pipeline.search.page import write_page
+from pipeline.search.page import write_found
 from pipeline.search.searching import search
 from pipeline.search.vectors import embed_source
 from pipeline.train.checkpoints import save_checkpoint
@@ -104,7 +104,7 @@ def test_an_image_finds_itself_and_the_page_shows_it(run, embedded, small_store,
     assert len(hits) == 300
     assert hits[0].number == 17
     assert hits[0].similarity == pytest.approx(1, abs=1e-4)
-    write_page(tmp_path / "page.html", tmp_path / "out", hits[:3], tmp_path / "query.jpg", None)
+    write_found(tmp_path / "page.html", tmp_path / "out", hits[:3], tmp_path / "query.jpg", None)
     page = (tmp_path / "page.html").read_text()
     assert page.count("<img") == 4
     assert "http" not in page.replace("http-equiv", "")
