@@ -118,6 +118,6 @@ def report(
         page = write_report(Run.open(directory))
     else:
         raise ValueError(
-            f"{directory} is no run (experiment.json), comparison ({COMPARISON}) or sweep ({SWEEP}): nothing to report on"
+            f"{directory} is no run (experiment.json), no comparison ({COMPARISON}) and no sweep ({SWEEP})"
         )
     typer.echo(f"report {page}")

@@ -1,4 +1,4 @@
-"""How much each setting of a sweep matters: functional ANOVA of a random forest, beside what chance alone would give."""
+"""How much each setting of a sweep matters: functional ANOVA of a random forest, beside what chance would give."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,8 +48,8 @@ def importances(changes: Sequence[Mapping[str, Any]], scores: Sequence[float], l
     least = max(LEAST, LEAST_EACH * len(columns))
     if len(scores) < least:
         raise ValueError(
-            f"{len(scores)} trials have finished, and fewer than {least} ({LEAST_EACH} a setting, at least {LEAST}) cannot "
-            "tell which setting matters: more --trials"
+            f"{len(scores)} trials have finished; fewer than {least} ({LEAST_EACH} a setting, at least {LEAST}) cannot "
+            "tell which setting matters"
         )
     if not columns or len(set(scores)) < 2:
         raise ValueError("all finished trials have the same settings or the same score: nothing can be told apart")
@@ -95,7 +95,7 @@ def _shares(columns: Mapping[str, list[Any]], scores: Sequence[float], trees: in
 def _explained(columns: Sequence[list[Any]], scores: Sequence[float]) -> float:
     from sklearn.ensemble import RandomForestRegressor
 
-    parts = []
+    parts: list[list[float]] = []
     for values in columns:
         texts = sorted(set(values)) if isinstance(values[0], str) else []
         parts += [[float(value == text) for value in values] for text in texts] if texts else [values]

@@ -70,8 +70,8 @@ def sweep_trial(number: int, changes: dict[str, Any], score: float | None, **fac
 
 
 def sweep_of(count: int, seed: int = 0) -> dict[str, Any]:
-    """A sweep of `count` draws as `sweep.json` has it: the score hangs on the learning rate, next to nothing else. Every
-    seventh trial was stopped; one failed, one was refused; the best was repeated."""
+    """A sweep of `count` draws as `sweep.json` has it: the score hangs on the learning rate alone. Every seventh trial
+    was stopped; one failed, one was refused; the best was repeated."""
     draw = np.random.default_rng(seed)
     trials = []
     for number in range(count):
@@ -79,8 +79,9 @@ def sweep_of(count: int, seed: int = 0) -> dict[str, Any]:
         changes |= {key: space["values"][draw.integers(len(space["values"]))] for key, space in list(SPACE.items())[1:]}
         score = 0.45 - 0.05 * (log10(changes["optimizer.learning_rate"]) + 1.5) ** 2 + draw.normal(0, 0.01)
         trials.append(sweep_trial(number, changes, None if number % 7 == 6 else float(score)))
-    lost = {"score": None, "scores": {}, "curve": [], "images": None, "seconds": None, "overhead_seconds": None,
-            "overhead": {}, "images_per_second": None, "peak_memory_bytes": None, "loss": None, "parameters": None}  # fmt: skip
+    unknown = ("score", "images", "seconds", "overhead_seconds", "images_per_second", "peak_memory_bytes", "loss",
+               "parameters")  # fmt: skip
+    lost = {"scores": {}, "curve": [], "overhead": {}, **dict.fromkeys(unknown)}
     failed = {"state": "failed", "error": f"loss is not finite {ATTACK}"}
     trials.append(sweep_trial(count, trials[0]["changes"], 0.1) | lost | failed)
     trials.append(sweep_trial(count + 1, trials[1]["changes"], 0.1) | lost | {"run": None, "state": "refused",
