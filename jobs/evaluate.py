@@ -62,6 +62,7 @@ def _judge_all(names: list[str], on: list[Path], to: Path, also: list[str], addr
     from pipeline.evaluate.protocol import EvaluationConfig
     from pipeline.evaluate.transfer import judge_all, markdown
     from pipeline.ingest.store import Store
+    from pipeline.report.transfer_page import write_transfer_page
 
     encoders = [find_encoders(name) for name in names]
     runs = [one for one in encoders if isinstance(one, RunEncoders)]
@@ -74,8 +75,10 @@ def _judge_all(names: list[str], on: list[Path], to: Path, also: list[str], addr
     with connected(address, cpus=cluster.cpus):
         found = judge_all(encoders, stores, to, EvaluationConfig(), Embedding(cluster), typer.echo, also)
     _print(found)
-    (to / "table.md").write_text(markdown(found, shlex.join(["feral", *sys.argv[1:]])))
-    typer.echo(f"{to / 'table.md'}; all scores of each, with intervals and protocols, are in the .json files beside it")
+    command = shlex.join(["feral", *sys.argv[1:]])
+    (to / "table.md").write_text(markdown(found, command))
+    page = write_transfer_page(to, found, command)
+    typer.echo(f"{page}, table.md; all scores of each, with intervals and protocols, are in the .json files beside it")
 
 
 def _print(found: "list[Judged]") -> None:

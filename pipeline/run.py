@@ -2,8 +2,10 @@
 
 import json
 import platform
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,12 +111,24 @@ class Run:
         )
 
 
+def _commit() -> str | None:
+    """Of the code that runs, with "-dirty" where it was changed since; None where it is no checkout."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    with suppress(OSError, subprocess.SubprocessError):  # no git, or not for this user: then it is not on record
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return None
+
+
 def _machine() -> dict[str, Any]:
     import os
     from importlib.metadata import version
 
     packages = {name: version(name) for name in ("feral", "torch", "timm", "ray")}
     return {
+        "commit": _commit(),
         "python": sys.version.split()[0],
         "packages": packages,
         "machine": platform.machine(),

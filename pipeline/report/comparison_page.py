@@ -1,17 +1,16 @@
 """The page of a comparison: who leads and whether that can be trusted, scores, costs, curves, failures. Offline."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.experiment import settings
-from pipeline.report.axes import Axis, linear
 from pipeline.report.comparison import cells, columns, read_comparison, shown_columns
 from pipeline.report.costs import Candidate, cost_plots
 from pipeline.report.learning import loss_plots, probe_plots, read_learning
-from pipeline.report.page import write_page
-from pipeline.tune.comparison import Conclusion, Row, conclusions, groups, scores_of
+from pipeline.report.page import link_to, write_page
+from pipeline.report.tracks import Judgement, track
+from pipeline.tune.comparison import Conclusion, Measure, Row, conclusions, groups, scores_of
 
 PAGE = "compare.html"
 METHOD = ("objective", "optimizer", "views")  # what methods choose
@@ -59,9 +58,7 @@ def _place(directory: Path, run: str) -> dict[str, Any]:
     """Where a run lies, also after the directory was moved; and its report, as seen from there."""
     beside = directory / "trials" / Path(run).name
     path = beside if beside.exists() else Path(run)
-    report = path / "report.html"
-    link = os.path.relpath(report, directory).replace(os.sep, "/") if report.exists() else None
-    return {"path": path, "report": link}
+    return {"path": path, "report": link_to(path / "report.html", directory)}
 
 
 # ---- in words ------------------------------------------------------------------------------------------------------
@@ -119,7 +116,9 @@ def _faults(rows: Sequence[Row], trials: Sequence[dict[str, Any]]) -> list[str]:
 def _group(rows: list[Row], trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
     lines, titles = cells(rows), columns(rows)
     measured = [row for row in rows if row.measures]
-    name, title = next(iter(scores_of(rows).items()))
+    scores = scores_of(rows)
+    tracks = [track(title, [_judgement(row.measures.get(name)) for row in measured]) for name, title in scores.items()]
+    name, title = next(iter(scores.items()))
     candidates = [
         Candidate(
             row.recipe, row.measures[name].trained.mean, row.seconds, row.images_per_second, row.peak_memory_bytes
@@ -129,8 +128,8 @@ def _group(rows: list[Row], trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ]
     return {
         "encoder": rows[0].encoder,
-        "chart": dict(_tracks(measured)) if measured else None,
-        "rows": measured,
+        "names": [row.recipe for row in measured],
+        "tracks": [one for one in tracks if one],
         "costs": cost_plots(candidates, title),
         "columns": titles,
         "time": titles.index("time"),
@@ -142,35 +141,13 @@ def _group(rows: list[Row], trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _tracks(rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """By score: its axis, raw pixels, and of each method mean, spread and random encoder, in percent of the axis."""
-    for name, title in scores_of(rows).items():
-        found = [row.measures.get(name) for row in rows]
-        known = [measure for measure in found if measure]
-        if not known:
-            continue
-        pixels = 100 * sum(measure.pixels for measure in known) / len(known)
-        ends = [100 * (m.trained.mean + sign * (m.trained.std or 0)) for m in known for sign in (-1, 1)]
-        axis = linear(
-            f"{title}, %", [*ends, pixels, *(100 * measure.random.mean for measure in known)], near_zero=False
-        )
-        marks = [_mark(axis, measure) if measure else None for measure in found]
-        yield title, {"axis": axis, "pixels": axis.place(pixels), "pixels_text": f"{pixels:.1f} %", "marks": marks}
-
-
-def _mark(axis: Axis, measure: Any) -> dict[str, Any]:
-    mean, std, random = (
-        100 * (value or 0) for value in (measure.trained.mean, measure.trained.std, measure.random.mean)
-    )
-    low, high = axis.place(mean - std), axis.place(mean + std)
-    return {
-        "mean": axis.place(mean),
-        "low": low,
-        "wide": high - low,
-        "random": axis.place(random),
-        "beats": measure.beats_random,
-        "text": f"{measure.trained.percent()} % over {measure.trained.count} seed(s); random encoder {random:.1f} %",
-    }
+def _judgement(measure: Measure | None) -> Judgement | None:
+    if measure is None:
+        return None
+    trained, random = measure.trained, 100 * measure.random.mean
+    mean, std = 100 * trained.mean, 100 * (trained.std or 0)
+    text = f"{trained.percent()} % over {trained.count} seed(s); random encoder {random:.1f} %"
+    return Judgement(mean, mean - std, mean + std, random, 100 * measure.pixels, measure.beats_random, text)
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------

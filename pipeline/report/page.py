@@ -2,12 +2,14 @@
 
 import base64
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -63,6 +65,11 @@ def render(template: str, content: Mapping[str, Any], **filters: Callable[..., A
     }
     environment.globals |= {"sort": Markup(SORT), "sort_digest": _digest(SORT)}
     return environment.get_template(template).render(content)
+
+
+def link_to(file: Path, directory: Path) -> str | None:
+    """A link to a file from a page in `directory`, relative so that both can be moved; None: there is no file."""
+    return quote(os.path.relpath(file, directory).replace(os.sep, "/")) if file.exists() else None
 
 
 def _digest(script: str) -> str:

@@ -16,6 +16,7 @@ from pipeline.ingest.store import DATA_CARD, Store
 from pipeline.report import pictures
 from pipeline.report.curves import draw_curves, probe_rows
 from pipeline.report.embedding import confusion_table, drawn_map
+from pipeline.report.lineage import made_with, stages
 from pipeline.report.page import Part, write_page
 from pipeline.report.scores import COLUMNS, score_table, verdict
 from pipeline.run import Run
@@ -88,6 +89,8 @@ def _content(run: Run) -> dict[str, Any]:
         "reconstructions": rebuilt,
         "retrieved": retrieved,
         "data": of_store(data_summary),
+        "stages": stages(run, store, checkpoint, evaluation),
+        "made_with": made_with(run),
         "commands": [
             {**note, "line": shlex.join(note["command"]), "versions": {"python": note["python"], **note["packages"]}}
             for note in run.commands

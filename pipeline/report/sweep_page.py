@@ -1,7 +1,6 @@
 """The page of a sweep: what is best and how sure that is, what each setting does, costs, curves, failures. Offline."""
 
 import json
-import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from pipeline.report.axes import Axis, axis_of, linear, of_categories
 from pipeline.report.costs import Candidate, cost_plots
 from pipeline.report.learning import thinned
-from pipeline.report.page import Part, write_page
+from pipeline.report.page import Part, link_to, write_page
 from pipeline.report.plots import Line, Plot, dot, line, plot
 from pipeline.train.goodput import duration
 from pipeline.tune.importance import METHOD, importances
@@ -40,7 +39,10 @@ def write_sweep_page(directory: Path) -> Path:
 
 
 def _content(directory: Path, sweep: dict[str, Any]) -> dict[str, Any]:
-    trials = [{**trial, "link": _link(directory, trial["run"])} for trial in sweep["trials"]]
+    trials = [
+        {**trial, "link": link_to(directory / trial["run"] / "report.html", directory) if trial["run"] else None}
+        for trial in sweep["trials"]
+    ]
     search = [trial for trial in trials if trial["repeat"] is None]
     scored = sorted((trial for trial in search if trial["score"] is not None), key=lambda trial: trial["score"])
     metric = METRICS.get(sweep["metric"], sweep["metric"])
@@ -73,12 +75,6 @@ def _content(directory: Path, sweep: dict[str, Any]) -> dict[str, Any]:
         "command": shlex.join(sweep["command"]),
         "onward": _onward(sweep),
     }
-
-
-def _link(directory: Path, run: str | None) -> str | None:
-    """The report of a run, as seen from the sweep's directory."""
-    report = directory / run / "report.html" if run else None
-    return os.path.relpath(report, directory).replace(os.sep, "/") if report and report.exists() else None
 
 
 def words(changes: dict[str, Any]) -> str:
