@@ -92,6 +92,7 @@ def verdict(rows: Sequence[Row], trials: Sequence[dict[str, Any]]) -> dict[str, 
     more += [
         f"No better than the encoder before training ({one.title}): {', '.join(one.weak)}." for one in found if one.weak
     ]
+    more += _below_pixels(rows)
     sure = first.best.recipe not in first.weak and not first.single and not first.close
     tone = "bad" if first.best.recipe in first.weak else "good" if sure else "close"
     return {"tone": tone, "title": _sentence(first, several), "more": more + _faults(rows, trials)}
@@ -102,6 +103,14 @@ def _sentence(one: Conclusion, several: bool, before: Conclusion | None = None) 
     where = f"{one.title}, {one.encoder}" if several else one.title
     said = not one.reservation or (before and before.reservation == one.reservation)
     return f"{where}: {one.lead}{'' if said else f'; {one.reservation}'}."
+
+
+def _below_pixels(rows: Sequence[Row]) -> list[str]:
+    """How many a baseline without a network beats, by the first score."""
+    name, title = next(iter(scores_of(rows).items()))
+    found = [measure for row in rows if (measure := row.measures.get(name))]
+    below = sum(measure.trained.mean <= measure.pixels for measure in found)
+    return [f"No better than raw pixels ({title}): {below} of {len(found)} methods."] if below else []
 
 
 def _faults(rows: Sequence[Row], trials: Sequence[dict[str, Any]]) -> list[str]:

@@ -58,6 +58,7 @@ def _content(directory: Path, sweep: dict[str, Any]) -> dict[str, Any]:
         "facts": _facts(sweep, search, metric),
         "best": sweep["best"],
         "scored": len(scored),
+        "together": sweep["concurrent"] > 1,
         "parallel": parallel(axes, scored, search, metric) if scored else None,
         "importance": Part.of(
             lambda: importances([trial["changes"] for trial in scored], [trial["score"] for trial in scored], log)
@@ -88,7 +89,7 @@ def neat(value: Any) -> str:
 
 def verdict(sweep: dict[str, Any], metric: str) -> dict[str, Any]:
     """Tone, title and more: the best settings, and what fresh seeds say of them."""
-    best, more = sweep["best"], [sweep["budget"]] if sweep["budget"] else []
+    best, more = sweep["best"], [_sentence(sweep["why_not"])] if sweep["why_not"] else []
     if sweep["not_started"]:
         more.append(f"{sweep['not_started']} trials that were asked for were not started.")
     if best is None:
@@ -103,7 +104,11 @@ def verdict(sweep: dict[str, Any], metric: str) -> dict[str, Any]:
 
 
 def _said(best: dict[str, Any]) -> list[str]:
-    return [best["verdict"]] if best["verdict"] else []
+    return [_sentence(best["verdict"])] if best["verdict"] else []
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
 
 
 def _facts(sweep: dict[str, Any], search: Sequence[Trial], metric: str) -> list[tuple[str, str, str]]:
@@ -201,7 +206,7 @@ def _candidate(trial: Trial) -> Candidate:
 def _curves(search: Sequence[Trial], scored: Sequence[Trial]) -> Plot | None:
     """What checkpoints showed while trials trained; coloured by the score at the end."""
     known = [trial for trial in search if trial["curve"]]
-    if not known:
+    if max((len(trial["curve"]) for trial in known), default=0) < 2:  # only the ends: nothing was judged on the way
         return None
     points = {trial["number"]: [(seen, 100 * knn) for seen, knn in trial["curve"]] for trial in known}
     every = [point for line in points.values() for point in line]

@@ -45,7 +45,7 @@ def track(title: str, found: Sequence[Judgement | None]) -> Track | None:
     pixels = sum(one.pixels for one in known) / len(known)
     ends = [value for one in known for value in (one.low, one.high, one.random)]
     axis = linear(f"{title}, %", [*ends, pixels], near_zero=False)
-    return Track(title, axis, axis.place(pixels), tuple(one and _mark(axis, one) for one in found))
+    return Track(title, axis, axis.place(pixels), tuple(_mark(axis, one) if one else None for one in found))
 
 
 def _mark(axis: Axis, one: Judgement) -> Mark:

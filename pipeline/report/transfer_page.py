@@ -81,8 +81,14 @@ def verdict(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     lines = [line for part in parts for line in _said(part)]
     if not lines:
         return {"tone": "none", "title": "No score could be computed.", "more": []}
-    clear = all(part["names"] and not _close(part) for part in parts)
+    clear = all(part["names"] and not _close(part) and _sound(part) for part in parts)
     return {"tone": "good" if clear else "close", "title": lines[0], "more": lines[1:]}
+
+
+def _sound(part: dict[str, Any]) -> bool:
+    """Whether the best encoder beats what costs nothing."""
+    score = part["judged"][0].evaluation.score(part["names"][0])
+    return score is not None and beats(score) and score.trained > score.raw_pixels
 
 
 def _close(part: dict[str, Any]) -> list[str]:

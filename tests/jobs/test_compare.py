@@ -1,8 +1,10 @@
 """Comparisons: what is refused as unfair, what the numbers say, and a real one that is resumed."""
 
+import html
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pipeline.experiment import Experiment
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
 from pipeline.report.comparison import cells, columns, explanation, markdown, write_comparison
+from pipeline.report.comparison_page import write_comparison_page
 from pipeline.run import Run
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.cost import TrainingCost, cost_of
@@ -23,6 +26,7 @@ from pipeline.tune.compare import Contender, Trial, comparison_name, contenders,
 from pipeline.tune.comparison import PAIRS, Measure, Spread, apart, conclusions, table
 from pipeline.tune.plot import plot_comparison
 from pipeline.tune.progress import Progress
+from tests.pipeline.pages import ATTACK, Page, refuse_network
 from tests.pipeline.stores import curate_here, tiny_experiment, write_dump
 
 VIT = {"name": "vit_tiny_patch16_224", "image_size": 16, "patch_size": 8, "pool": "mean",
@@ -254,6 +258,50 @@ def test_files_say_how_they_were_made(tmp_path: Path):
     assert plot_comparison([], tmp_path / "empty.png").exists()
 
 
+def test_the_page_gives_the_verdict_first_and_can_be_drawn_again(tmp_path: Path):
+    found, trials = compared()
+    found = [Contender(f"a {ATTACK}" if one.recipe == "a" else one.recipe, one.experiment) for one in found]
+    for place, one in enumerate(trials):
+        run = tmp_path / "trials" / f"run{place}"
+        run.mkdir(parents=True)
+        (run / "report.html").touch()
+        rows = [{"step": n, "images_seen": 32 * n, "loss": 5 / n} for n in (1, 2, 3)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        event = {"event": "probe", "step": 2, "knn": 0.3 + place / 100}
+        (run / "events.jsonl").write_text(json.dumps(event) + "\n")
+        recipe = f"a {ATTACK}" if one.recipe == "a" else one.recipe
+        error = f"{one.error} {ATTACK}" if one.error else None
+        trials[place] = replace(one, recipe=recipe, run=f"/elsewhere/trials/run{place}", error=error)  # was moved
+    write_comparison(tmp_path, table(found, trials), trials, found, explanation(found, 3, 2), f"feral compare {ATTACK}")
+    result = CliRunner().invoke(app, ["report", str(tmp_path)], catch_exceptions=False)
+    assert result.output == f"report {tmp_path / 'compare.html'}\n"
+    page = Page((tmp_path / "compare.html").read_text())
+    refuse_network(page, scripts=1)
+    assert ATTACK not in page.text
+    assert page.ids == ["headline", "scores", "cost", "table", "curves", "failures", "protocol", "reproduce"]
+    text = html.unescape(page.text)
+    first = text.index("b has the highest mean, 59.2 ± 0.2 %; not distinguishable from it: a")
+    assert first < text.index("No better than the encoder before training (k-NN): c.") < text.index('id="scores"')
+    for words in ("11 of 15 trials ended, 4 failed", "c: collapsed: all embeddings are alike", "full disk",
+                  "m has the highest mean, 65.1 ± 0.1 %", "their speeds and times do not compare well",
+                  "the test images, at 95 %", "k-NN of held-back training images"):  # fmt: skip
+        assert words in text, words
+    assert page.text.count("<polyline") == 15 + 15 + 1 * 3  # losses, probes; of the costs, time and memory have fronts
+    assert {f"trials/run{place}/report.html" for place in range(15)} <= {*page.links}
+
+
+def test_a_comparison_that_has_just_begun_has_a_page(tmp_path: Path):
+    found = contenders({"a": simclr(), "b": simclr(**{"objective.temperature": 0.5})}, {})
+    trials = [Trial(name, 0, "runs/x") for name in "ab"]
+    write_comparison(tmp_path, table(found, trials), trials, found, explanation(found, 1, 1), "feral compare a b")
+    text = write_comparison_page(tmp_path).read_text()
+    for words in ("no trial has ended", "0 of 2 trials ended", "No trial has logged a loss yet"):
+        assert words in text
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no comparison"):
+        write_comparison_page(tmp_path)
+
+
 # ---- trials --------------------------------------------------------------------------------------------------------
 
 
@@ -350,3 +398,4 @@ def test_two_recipes_with_two_seeds_are_compared_and_resumed(ray_local, small_st
     content = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert [row["seeds"] for row in content["rows"]] == [2, 2]
     assert (tmp_path / "c" / "compare.png").exists()
+    assert "k-NN" in (tmp_path / "c" / "compare.html").read_text()

@@ -20,7 +20,9 @@ from PIL import Image
 
 from pipeline.evaluate.protocol import Evaluation, Health, Score, wilson
 from pipeline.experiment import Experiment, build_experiment
+from pipeline.export.card import MADE_BY
 from pipeline.ingest.config import CurateConfig
+from pipeline.ingest.selection import read_selection
 from pipeline.ingest.store import Store
 from pipeline.report import run_report
 from pipeline.report.curves import draw_curves
@@ -322,6 +324,42 @@ def test_a_page_names_a_collapse_and_shows_peak_memory(store: Store, tmp_path: P
     assert "Effective rank (RankMe) 2.5 of 256 (random encoder 60.0)" in text
     assert "<dt>Memory</dt><dd>1.23 GB<small>peak of the first worker, resident" in text
     assert "<b>peak memory bytes" not in text  # no curve of what only grows
+
+
+def test_the_lineage_names_what_is_on_record_by_its_digest(store: Store, tmp_path: Path) -> None:
+    experiment = experiment_of("simclr", store)
+    first = make_run(tmp_path / "first one", experiment, store)
+    write_report(first)
+    begun = first.newest_checkpoint()
+    start = {"training.start_from": str(first.path), "training.start_digest": begun.digest if begun else ""}
+    run = make_run(tmp_path / "second", experiment.override(start), store)
+    (run.path / "exports" / "timm").mkdir(parents=True)
+    (run.path / "exports" / "timm" / "README.md").write_text(f"# An encoder\n{MADE_BY}")
+    (run.path / "exports" / "other").mkdir()
+    page = Page(write_report(run).read_text())
+    kinds = re.findall("<li><small>([a-z ]+)</small>", page.text)
+    assert kinds == ["dump", "store", "selection", "encoder from", "run", "checkpoint", "evaluation", "export"]
+    checkpoint, selection = run.newest_checkpoint(), read_selection(store, store.selection)
+    assert checkpoint
+    for digest in (store.manifest.digest, selection.digest, start["training.start_digest"], run.experiment.digest,
+                   checkpoint.digest):  # fmt: skip
+        assert f'class="digest">{digest}<' in page.text
+    assert {"../first%20one/report.html", "exports/timm/README.md"} <= {*page.links}
+    refuse_network(page)
+    assert f"torch {torch.__version__.partition('+')[0]}" in page.text
+    assert "encoder from" not in first.report_file.read_text()
+
+
+def test_the_commit_of_the_code_is_on_record_where_it_is_known(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.run._commit", lambda: "0123456789ab-dirty")
+    run = make_run(tmp_path / "run", experiment_of("simclr", store), store)
+    assert ", commit 0123456789ab-dirty" in write_report(run).read_text()
+    monkeypatch.setattr("pipeline.run._commit", lambda: None)
+    assert (
+        ", commit" not in write_report(make_run(tmp_path / "other", experiment_of("simclr", store), store)).read_text()
+    )
 
 
 def test_without_its_store_a_run_still_has_scores_and_curves(store: Store, tmp_path: Path) -> None:
