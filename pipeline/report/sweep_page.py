@@ -52,7 +52,7 @@ def _content(directory: Path, sweep: dict[str, Any]) -> dict[str, Any]:
         "name": directory.absolute().name,
         "recipe": sweep["recipe"],
         "metric": metric,
-        "counts": {state: count for state in STATES if (count := sum(trial["state"] == state for trial in search))},
+        "counts": {state: sum(trial["state"] == state for trial in search) for state in STATES},
         "repeats": [trial for trial in trials if trial["repeat"] is not None],
         "verdict": verdict(sweep, metric),
         "facts": _facts(sweep, search, metric),
@@ -99,7 +99,8 @@ def verdict(sweep: dict[str, Any], metric: str) -> dict[str, Any]:
         title = f"Best of the search, not confirmed with fresh seeds: {settings}."
         return {"tone": "close", "title": title, "more": [*_said(best), *more]}
     spread = f" ± {100 * best['score_std']:.1f}" if best["score_std"] is not None else ""
-    title = f"Best: {settings}, {metric} {100 * best['score_mean']:.1f}{spread} % with fresh seeds."
+    name = "Best" if best["confirmed"] else "Best of the search"
+    title = f"{name}: {settings}, {metric} {100 * best['score_mean']:.1f}{spread} % with fresh seeds."
     return {"tone": "good" if best["confirmed"] else "close", "title": title, "more": [*_said(best), *more]}
 
 
@@ -108,7 +109,7 @@ def _said(best: dict[str, Any]) -> list[str]:
 
 
 def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
+    return text[:1].upper() + text[1:].removesuffix(".") + "."
 
 
 def _facts(sweep: dict[str, Any], search: Sequence[Trial], metric: str) -> list[tuple[str, str, str]]:
@@ -131,7 +132,8 @@ def _facts(sweep: dict[str, Any], search: Sequence[Trial], metric: str) -> list[
 def _axis(key: str, space: dict[str, Any], trials: Sequence[Trial]) -> Axis:
     if len(space.get("values", ())) in range(1, 9):
         return of_categories(key, space["values"])
-    values = space.get("values") or [trial["changes"][key] for trial in trials if key in trial["changes"]]
+    drawn = [trial["changes"][key] for trial in trials if key in trial["changes"]]
+    values = space.get("values") or [space["low"], *drawn, space["high"]]
     return axis_of(key, values, log=str(space.get("kind", "")).startswith("log"))
 
 

@@ -37,7 +37,7 @@ def test_it_is_whole_in_itself_and_what_strangers_wrote_is_text(page: Page) -> N
 
 
 def test_it_says_what_is_best_what_matters_and_what_went_wrong(page: Page) -> None:
-    for words_ in ("Best: optimizer.learning_rate=", "with fresh seeds.", "better than the recipe", "21 finished",
+    for words_ in ("Best: optimizer.learning_rate=", "with fresh seeds.", "Better than the recipe", "21 finished",
                    "3 stopped", "1 failed", "1 refused", "loss is not finite", "does not fit", "after 12,800 images",
                    "optimizer.learning_rate", "no more than chance", "no other trial beats in both",
                    "2 fresh seeds", "31.0 ± 1.0 %"):  # fmt: skip
@@ -74,8 +74,27 @@ def test_a_sweep_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     assert "no trial has finished" in page.text
     assert "0 trials have finished" in page.text
     page = written(tmp_path, sweep | {"best": None, "trials": [], "why_not": "the budget is spent", "not_started": 5})
-    assert "the budget is spent." in page.text
+    assert "The budget is spent." in page.text
     assert "5 trials that were asked for were not started." in page.text
+
+
+def test_a_sweep_without_stops_failures_and_repeats_has_a_page(tmp_path: Path) -> None:
+    sweep = sweep_of(6)
+    sweep["trials"] = [trial for trial in sweep["trials"] if trial["state"] == "finished" and not trial["repeat"]]
+    for trial in sweep["trials"]:
+        trial["curve"] = trial["curve"][-1:]
+    sweep["best"] |= {
+        "score_mean": None,
+        "score_std": None,
+        "seeds": 0,
+        "default": None,
+        "confirmed": False,
+        "verdict": "",
+    }
+    page = written(tmp_path, sweep)
+    assert "failures" not in page.ids
+    assert "Best of the search, not confirmed with fresh seeds: optimizer.learning_rate=" in page.text
+    assert "No trial was judged while it trained." in page.text
 
 
 def test_what_is_no_sweep_is_a_message(tmp_path: Path) -> None:
