@@ -12,9 +12,10 @@ SHUFFLES = 20
 LEAST, LEAST_EACH = 10, 4  # trials; below, a forest learns the trials by heart and its answer is noise
 
 METHOD = (
-    f"Functional ANOVA (Hutter et al. 2014) of a random forest of {TREES} trees over the finished trials: the share of "
-    "the forest's variance that a setting explains alone; what is missing to 100 % needs several settings at once. The "
-    f"upright line is the most that the same setting got in {SHUFFLES} fits to shuffled scores."
+    f"Functional ANOVA (Hutter et al. 2014) of a random forest of {TREES} trees over the finished trials, times the "
+    "share of the variance that a forest explains of trials that it has not seen: what a setting explains alone. What "
+    "is missing to 100 % is noise, or takes several settings at once. The upright line is chance: the most that a copy "
+    f"of the setting got in {SHUFFLES} fits beside the others, with its values shuffled (Kursa and Rudnicki 2010)."
 )
 
 
@@ -22,7 +23,7 @@ METHOD = (
 class Importance:
     setting: str
     share: float  # of the variance of the scores, by this setting alone
-    chance: float  # the largest share with shuffled scores
+    chance: float  # the largest share of a shuffled copy of it
 
     @property
     def clear(self) -> bool:
@@ -53,13 +54,23 @@ def importances(changes: Sequence[Mapping[str, Any]], scores: Sequence[float], l
         )
     if not columns or len(set(scores)) < 2:
         raise ValueError("all finished trials have the same settings or the same score: nothing can be told apart")
-    found = _shares(columns, scores)
-    generator = np.random.default_rng(0)
-    shuffled = [_shares(columns, generator.permutation(scores).tolist(), trees=TREES // 4) for _ in range(SHUFFLES)]
-    rows = [Importance(key, share, max(one[key] for one in shuffled)) for key, share in found.items()]
-    return Importances(
-        tuple(sorted(rows, key=lambda row: -row.share)), len(scores), _explained(list(columns.values()), scores)
-    )
+    explained = _explained(list(columns.values()), scores)
+    if explained <= 0:  # a forest of noise has a variance with shares, too
+        return Importances(tuple(Importance(key, 0.0, 0.0) for key in columns), len(scores), explained)
+    shares, chances = _fanova(columns, scores), _shuffled(columns, scores)
+    rows = [Importance(key, explained * shares[key], explained * chances[key]) for key in columns]
+    return Importances(tuple(sorted(rows, key=lambda row: -row.share)), len(scores), explained)
+
+
+def _shuffled(columns: Mapping[str, list[Any]], scores: Sequence[float]) -> dict[str, float]:
+    """The largest share that a shuffled copy of each column gets beside all the true ones: Boruta's shadow features."""
+    generator, most = np.random.default_rng(0), dict.fromkeys(columns, 0.0)
+    for _ in range(SHUFFLES):
+        orders = {key: generator.permutation(len(scores)) for key in columns}
+        copies = {f"shuffled {key}": [values[place] for place in orders[key]] for key, values in columns.items()}
+        found = _fanova({**columns, **copies}, scores, trees=TREES // 4)
+        most = {key: max(share, found[f"shuffled {key}"]) for key, share in most.items()}
+    return most
 
 
 def _column(values: Sequence[Any], log: bool) -> list[Any]:
@@ -69,7 +80,7 @@ def _column(values: Sequence[Any], log: bool) -> list[Any]:
     return [repr(value) for value in values]
 
 
-def _shares(columns: Mapping[str, list[Any]], scores: Sequence[float], trees: int = TREES) -> dict[str, float]:
+def _fanova(columns: Mapping[str, list[Any]], scores: Sequence[float], trees: int = TREES) -> dict[str, float]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -99,5 +110,5 @@ def _explained(columns: Sequence[list[Any]], scores: Sequence[float]) -> float:
     for values in columns:
         texts = sorted(set(values)) if isinstance(values[0], str) else []
         parts += [[float(value == text) for value in values] for text in texts] if texts else [values]
-    forest = RandomForestRegressor(n_estimators=300, oob_score=True, random_state=0, min_samples_leaf=2)
+    forest = RandomForestRegressor(n_estimators=100, oob_score=True, random_state=0, min_samples_leaf=2)
     return float(forest.fit(np.array(parts).T, scores).oob_score_)
