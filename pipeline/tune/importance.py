@@ -14,8 +14,8 @@ LEAST, LEAST_EACH = 10, 4  # trials; below, a forest learns the trials by heart 
 METHOD = (
     f"Functional ANOVA (Hutter et al. 2014) of a random forest of {TREES} trees over the finished trials, times the "
     "share of the variance that a forest explains of trials that it has not seen: what a setting explains alone. What "
-    "is missing to 100 % is noise, or takes several settings at once. The upright line is chance: the most that a copy "
-    f"of the setting got in {SHUFFLES} fits beside the others, with its values shuffled (Kursa and Rudnicki 2010)."
+    "is missing to 100 % is noise, or takes several settings at once. The upright line is chance: the most that a "
+    f"shuffled copy of any setting got beside the true ones in {SHUFFLES} fits (Kursa and Rudnicki 2010)."
 )
 
 
@@ -23,7 +23,7 @@ METHOD = (
 class Importance:
     setting: str
     share: float  # of the variance of the scores, by this setting alone
-    chance: float  # the largest share of a shuffled copy of it
+    chance: float  # the largest share of a shuffled copy of any setting
 
     @property
     def clear(self) -> bool:
@@ -57,19 +57,19 @@ def importances(changes: Sequence[Mapping[str, Any]], scores: Sequence[float], l
     explained = _explained(list(columns.values()), scores)
     if explained <= 0:  # a forest of noise has a variance with shares, too
         return Importances(tuple(Importance(key, 0.0, 0.0) for key in columns), len(scores), explained)
-    shares, chances = _fanova(columns, scores), _shuffled(columns, scores)
-    rows = [Importance(key, explained * shares[key], explained * chances[key]) for key in columns]
+    chance = explained * _shuffled(columns, scores)
+    rows = [Importance(key, explained * share, chance) for key, share in _fanova(columns, scores).items()]
     return Importances(tuple(sorted(rows, key=lambda row: -row.share)), len(scores), explained)
 
 
-def _shuffled(columns: Mapping[str, list[Any]], scores: Sequence[float]) -> dict[str, float]:
-    """The largest share that a shuffled copy of each column gets beside all the true ones: Boruta's shadow features."""
-    generator, most = np.random.default_rng(0), dict.fromkeys(columns, 0.0)
+def _shuffled(columns: Mapping[str, list[Any]], scores: Sequence[float]) -> float:
+    """The largest share that a shuffled copy of a column gets beside all the true ones: Boruta's shadow features."""
+    generator, most = np.random.default_rng(0), 0.0
     for _ in range(SHUFFLES):
         orders = {key: generator.permutation(len(scores)) for key in columns}
         copies = {f"shuffled {key}": [values[place] for place in orders[key]] for key, values in columns.items()}
         found = _fanova({**columns, **copies}, scores, trees=TREES // 4)
-        most = {key: max(share, found[f"shuffled {key}"]) for key, share in most.items()}
+        most = max(most, *(found[key] for key in copies))
     return most
 
 

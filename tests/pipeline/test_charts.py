@@ -78,8 +78,8 @@ def drawn(count: int) -> tuple[list[dict[str, object]], list[float]]:
 def test_importance_finds_what_matters_and_calls_the_rest_chance() -> None:
     found = importances(*drawn(24), log=["rate"])
     assert [(row.setting, row.clear) for row in found.rows] == [("rate", True), ("norm", False)]
-    assert 0.6 < found.rows[0].share <= found.explained < 1
-    assert found.rows[1].share < 0.05
+    assert 2 * found.rows[0].chance < found.rows[0].share <= found.explained < 1
+    assert found.rows[1].share < 0.1
     assert found == importances(*drawn(24), log=["rate"])
 
 
