@@ -16,6 +16,7 @@ from jobs import (
     pretrain,
     recipe_list,
     select,
+    study,
     submit,
     sweep,
     verify,
@@ -35,6 +36,7 @@ app.command("verify")(verify.verify)
 app.command("pretrain")(pretrain.pretrain)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
+app.command("study")(study.study)
 app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(evaluate.report)
@@ -43,6 +45,7 @@ app.command("search")(embed.search)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)
 app.command("recipes")(recipe_list.recipes)
+app.command("studies")(study.studies)
 app.command("show")(recipe_list.show)
 app.command("bench")(bench.bench)
 app.command("submit", context_settings=submit.CONTEXT)(submit.submit)

@@ -34,6 +34,7 @@ ADDED: dict[str, Any] = {
     "data.labels": None,
     "data.shots": None,
     "data.labels_draw": 0,
+    "objective.normalize": True,
     "objective.mixup": 0.0,
     "objective.cutmix": 0.0,
     "optimizer.layer_decay": None,

@@ -11,14 +11,14 @@ from ssl_models.precision import normalize, outside_autocast
 
 
 class Projector(nn.Sequential):
-    """Linear-norm-ReLU for each hidden width, then a plain Linear: (B, in_dim) → (B, dims[-1])."""
+    """Linear-norm-ReLU for each hidden width, then a plain Linear: (B, in_dim) → (B, dims[-1]). No widths: nothing."""
 
     def __init__(self, in_dim: int, dims: tuple[int, ...], norm: Callable[[int], nn.Module] = nn.BatchNorm1d) -> None:
         layers: list[nn.Module] = []
         for hidden in dims[:-1]:
             layers += [nn.Linear(in_dim, hidden, bias=False), norm(hidden), nn.ReLU(inplace=True)]
             in_dim = hidden
-        super().__init__(*layers, nn.Linear(in_dim, dims[-1]))
+        super().__init__(*layers, *(nn.Linear(in_dim, width) for width in dims[-1:]))
 
 
 class PlainProjector(nn.Sequential):

@@ -26,6 +26,7 @@ from jobs.recipes.pretext import jigsaw_32px, relative_patch_32px, rotation_32px
 from jobs.recipes.redundancy import barlow_32px, vicreg_32px
 from jobs.recipes.small_images import demo, mae_64px, simclr_32px
 from jobs.recipes.supervised import supervised_32px
+from jobs.recipes.vit import dino_vit_32px, moco_v3_vit_32px, simclr_vit_32px, supervised_vit_32px
 from pipeline.experiment import Experiment
 
 _TABLE = (
@@ -67,6 +68,10 @@ _TABLE = (
     split_brain_32px,
     vae_32px,
     supervised_32px,
+    dino_vit_32px,
+    moco_v3_vit_32px,
+    simclr_vit_32px,
+    supervised_vit_32px,
     captioning_small,
     clip_small,
     siglip_small,

@@ -1,9 +1,13 @@
 """What an embedding still knows, and from where in the network: tables of SimCLR's and of the pretext tasks' kind."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 
+from pipeline.evaluate.classification import classification
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.encoders import ENCODERS
 from pipeline.evaluate.probes import linear_predictions
@@ -71,6 +75,32 @@ def depths(case: Case) -> Iterator[Score | str]:
         number += 1
     if number == 1:
         yield "linear_top1_depth: this encoder gives no maps of its stages (timm's forward_intermediates)"
+
+
+def projection(case: Case) -> Iterator[Score | str]:
+    """k-NN and linear probe of g(h), what the loss sees (Chen et al. 2020, arXiv 2002.05709, section 4.2: h is better
+    by more than 10 points)."""
+    objectives = case.encoders.load()
+    if not all(hasattr(objectives[one], "projector") for one in ("trained", "random")):
+        yield "…_projection: this encoder has no projector"
+        return
+    train, test = (_projected(part, objectives) for part in (case.train, case.test))
+    for result in classification(replace(case, train=train, test=test)):
+        if isinstance(result, str):
+            yield result.replace("top1", "top1_projection")
+        else:
+            yield result.model_copy(
+                update={"name": f"{result.name}_projection", "protocol": f"of the projection g(h): {result.protocol}"}
+            )
+
+
+@torch.inference_mode()
+def _projected(part: Embeddings, objectives: dict[str, Any]) -> Embeddings:
+    features = {
+        one: objectives[one].projector(torch.from_numpy(np.asarray(part.features[one]))).numpy()
+        for one in ("trained", "random")
+    }
+    return replace(part, features=part.features | features)
 
 
 def _few(case: Case, output: str, train: int, test: int) -> tuple[Embeddings, Embeddings]:

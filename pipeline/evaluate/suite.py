@@ -11,7 +11,7 @@ from pipeline.evaluate.embed import Embedding, Embeddings
 from pipeline.evaluate.encoders import Encoders, RunEncoders
 from pipeline.evaluate.health import health
 from pipeline.evaluate.image_text import image_text
-from pipeline.evaluate.knowledge import depths, knowledge
+from pipeline.evaluate.knowledge import depths, knowledge, projection
 from pipeline.evaluate.maps import embedding_map
 from pipeline.evaluate.probes import nearest
 from pipeline.evaluate.protocol import Evaluation, EvaluationConfig, Score
@@ -27,7 +27,7 @@ ALWAYS: dict[str, Evaluator] = {
     "separation": separation,
     "image_text": image_text,
 }
-ON_DEMAND: dict[str, Evaluator] = {"depths": depths, "knowledge": knowledge}  # they encode images once more
+ON_DEMAND: dict[str, Evaluator] = {"depths": depths, "knowledge": knowledge, "projection": projection}
 
 OnStage = Callable[[str], None]
 

@@ -188,8 +188,10 @@ def compare(
     concurrent: int = 1,
     tell: Tell = lambda line: None,
     record: Callable[[Sequence[Trial]], object] = lambda trials: None,
+    also: Sequence[str] = (),
 ) -> list[Trial]:
-    """Trains and evaluates every contender with the seeds 0 … `seeds` − 1, all with one seed before the next.
+    """Trains and evaluates every contender with the seeds 0 … `seeds` − 1, all with one seed before the next; `also`:
+    see `evaluate`.
 
     Ray must be connected, unless all trials were finished before: those are read from their run directories. A trial
     that was begun goes on from its newest checkpoint; a failing one fails alone. `tell` receives a line whenever a
@@ -209,7 +211,7 @@ def compare(
         )
         results = run_trials(
             _trial,
-            _space([contender.trial(seed) for contender, seed in planned], left),
+            _space([contender.trial(seed) for contender, seed in planned], left, also),
             directory,
             concurrent,
             teller(progress.starts, progress.ends, progress.fails),
@@ -226,13 +228,14 @@ def read_trials(found: Sequence[Contender], seeds: int, directory: Path, store: 
     return [read_trial(contender, seed, directory, store) for seed in range(seeds) for contender in found]
 
 
-def _space(experiments: list[Experiment], left: list[int]) -> dict[str, Any]:
+def _space(experiments: list[Experiment], left: list[int], also: Sequence[str]) -> dict[str, Any]:
     from ray import tune
 
     return {
         "place": tune.grid_search(left),
         "experiments": [experiment.model_dump_json() for experiment in experiments],
         "command": ["feral", *sys.argv[1:]],
+        "also": list(also),
     }
 
 
@@ -269,7 +272,7 @@ def _trial(config: dict[str, Any]) -> None:
     try:
         fit(experiment, run, sharing=config["sharing"])
         append_event(run.path, "evaluate")
-        evaluate(run, threads=cores_each(config["sharing"]), keep_embeddings=False)
+        evaluate(run, also=config["also"], threads=cores_each(config["sharing"]), keep_embeddings=False)
         append_event(run.path, "evaluated")
         code = 0
     finally:

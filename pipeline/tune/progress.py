@@ -11,6 +11,8 @@ from pipeline.tune.trials import Tell
 if TYPE_CHECKING:
     from pipeline.tune.compare import Trial
 
+HEADLINE = 2  # scores on a line
+
 
 class Progress:
     """Tells when a trial starts and ends, and how long the others may take."""
@@ -44,7 +46,9 @@ class Progress:
         self.trials[place] = self.read(place)
         evaluation = self.trials[place].evaluation
         scores = evaluation.scores if evaluation else []
-        words = ", ".join(f"{score.name} {score.trained:.1%} (random {score.random_encoder:.1%})" for score in scores)
+        words = ", ".join(
+            f"{score.name} {score.trained:.1%} (random {score.random_encoder:.1%})" for score in scores[:HEADLINE]
+        )
         self.tell(f"{self._name(trial)}: {words} after {duration(seconds)}; {self._rest()}")
         self.record(self.trials)
 

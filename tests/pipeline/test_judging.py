@@ -40,11 +40,13 @@ def embedded(monkeypatch) -> list[int]:
 
 
 def test_every_score_stands_with_its_baselines_and_an_interval(run, embedded):
-    evaluation = evaluate(run, also=("depths", "knowledge"), threads=1)
+    evaluation = evaluate(run, also=("depths", "knowledge", "projection"), threads=1)
     names = [score.name for score in evaluation.scores]
     assert names[:2] == ["knn_top1", "linear_top1"]
     assert {"mean_1shot", "mean_5shot", "linear_10pct", "cluster_top1", "nmi", "ari", "silhouette"} <= {*names}
     assert {"linear_top1_depth1", "knows_rotation_h", "knows_rotation_z", "knows_colour_z"} <= {*names}
+    assert {"knn_top1_projection", "linear_top1_projection"} <= {*names}
+    assert evaluation.score("linear_top1_projection").protocol.startswith("of the projection g(h): logistic regression")
     for score in evaluation.scores:
         assert score.interval is not None
         assert score.interval[0] <= score.trained <= score.interval[1], score
@@ -212,7 +214,7 @@ def test_two_of_one_name_are_told_apart(run, embedded, small_store, tmp_path):
 
 
 def test_an_unknown_protocol_is_refused():
-    with pytest.raises(ValueError, match="--also colours: there are depths, knowledge"):
+    with pytest.raises(ValueError, match="--also colours: there are depths, knowledge, projection"):
         refuse_unknown(["colours"])
     assert not {*ALWAYS} & {*ON_DEMAND}
 

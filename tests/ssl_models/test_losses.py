@@ -13,13 +13,13 @@ from ssl_models.precision import normalize
 torch.set_default_dtype(torch.float32)
 
 
-def slow_nt_xent(first, second, temperature):
+def slow_nt_xent(first, second, temperature, unit_length=True):
     """Equation 1 of arXiv 2002.05709, averaged over both orders of every pair."""
     rows = [*first, *second]
     count = len(first)
 
     def similarity(a, b):
-        return (a @ b / (a.norm() * b.norm())) / temperature
+        return (a @ b / (a.norm() * b.norm() if unit_length else 1)) / temperature
 
     losses = []
     for i, anchor in enumerate(rows):
@@ -29,15 +29,23 @@ def slow_nt_xent(first, second, temperature):
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
-def test_nt_xent_equals_the_formula(temperature):
+@pytest.mark.parametrize(("temperature", "unit_length"), [(0.1, True), (0.5, True), (1.0, True), (10.0, False)])
+def test_nt_xent_equals_the_formula(temperature, unit_length):
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(6, 5, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
-    fast, slow = nt_xent(first, second, temperature)[0], slow_nt_xent(first, second, temperature)
+    fast = nt_xent(first, second, temperature, unit_length=unit_length)[0]
+    slow = slow_nt_xent(first, second, temperature, unit_length)
     assert torch.allclose(fast, slow, atol=1e-12)
     fast_gradients, slow_gradients = (torch.autograd.grad(loss, (first, second)) for loss in (fast, slow))
     for a, b in zip(fast_gradients, slow_gradients, strict=True):
         assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_nt_xent_of_rows_in_bf16_is_computed_in_single_precision():
+    first, second = torch.randn(4, 8), torch.randn(4, 8)
+    for unit_length in (True, False):
+        half = nt_xent(first.bfloat16(), second.bfloat16(), 10.0, unit_length=unit_length)[0]
+        assert half.dtype == torch.float32
 
 
 def test_nt_xent_of_a_collapsed_model():
