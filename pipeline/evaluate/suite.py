@@ -13,9 +13,11 @@ from pipeline.evaluate.health import health
 from pipeline.evaluate.image_text import image_text
 from pipeline.evaluate.knowledge import depths, knowledge
 from pipeline.evaluate.maps import embedding_map
+from pipeline.evaluate.masks import Segmented
 from pipeline.evaluate.probes import nearest
 from pipeline.evaluate.protocol import Evaluation, EvaluationConfig, Score
 from pipeline.evaluate.scoring import Case, Evaluator
+from pipeline.evaluate.segmentation import segmentation
 from pipeline.evaluate.separation import separation
 from pipeline.ingest.store import Store
 from pipeline.run import Run
@@ -37,6 +39,7 @@ def evaluate(
     on_stage: OnStage = lambda name: None,
     *,
     also: Sequence[str] = (),
+    pictures: Segmented | None = None,
     threads: int | None = None,
     keep_embeddings: bool = True,
 ) -> Evaluation:
@@ -44,6 +47,7 @@ def evaluate(
 
     Args:
         also: names of `ON_DEMAND`.
+        pictures: with masks, of the encoder's image size: it is judged on them, too.
         threads: of an encoding process; None: all cores.
         keep_embeddings: in RUN/embeddings, for evaluations of this checkpoint to come.
 
@@ -57,7 +61,14 @@ def evaluate(
     store = experiment.data.open()
     few = experiment.data.few_labels  # then nobody knows the others
     bank = np.setdiff1d(experiment.training_samples(store)[0], store.blocked) if few else None
-    evaluation = judge(RunEncoders.of(run), store, experiment.evaluation, embedding, on_stage, also, bank)
+    encoders = RunEncoders.of(run)
+    evaluation = judge(encoders, store, experiment.evaluation, embedding, on_stage, also, bank)
+    if pictures is not None:
+        on_stage("segmentation")
+        dense = judge_masks(encoders, pictures, embedding)
+        evaluation = evaluation.model_copy(
+            update={name: getattr(evaluation, name) + getattr(dense, name) for name in ("scores", "skipped", "seconds")}
+        )
     run.evaluation_file.write_text(evaluation.model_dump_json(indent=1))
     return evaluation
 
@@ -109,6 +120,22 @@ def judge(
             }
         )
     return evaluation.model_copy(update={"seconds": time.perf_counter() - began})
+
+
+def judge_masks(encoders: Encoders, pictures: Segmented, embedding: Embedding) -> Evaluation:
+    """Judges an encoder by a linear layer on its feature map. Ray must be connected where it uses GPUs."""
+    began = time.perf_counter()
+    results = segmentation(encoders, pictures, embedding.cluster, embedding.threads)
+    return Evaluation(
+        checkpoint=encoders.checkpoint_name,
+        step=encoders.step,
+        store_digest=pictures.digest,
+        encoder_digest=encoders.digest,
+        scores=[result for result in results if isinstance(result, Score)],
+        skipped=[result for result in results if not isinstance(result, Score)],
+        neighbours={},
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _limit(numbers: np.ndarray, config: EvaluationConfig) -> np.ndarray:
