@@ -25,8 +25,8 @@ To = Annotated[Path, typer.Option(help="where the table of several encoders or s
 Also = Annotated[
     list[str] | None,
     typer.Option(
-        help="depths (a linear probe after each stage) or knowledge (what was done to an image, told before and after "
-        "the projector); may be given again"
+        help="depths (a linear probe after each stage), knowledge (what was done to an image, told before and after "
+        "the projector) or sgd_probe (MAE's linear probe; masked methods always have it); may be given again"
     ),
 ]
 

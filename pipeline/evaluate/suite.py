@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.evaluate.classification import classification, confusion, own_classifier, with_few_labels
+from pipeline.evaluate.classification import classification, confusion, own_classifier, sgd_probe, with_few_labels
 from pipeline.evaluate.embed import Embedding, Embeddings
 from pipeline.evaluate.encoders import Encoders, RunEncoders
 from pipeline.evaluate.health import health
@@ -21,6 +21,7 @@ from pipeline.evaluate.segmentation import segmentation
 from pipeline.evaluate.separation import separation
 from pipeline.ingest.store import Store
 from pipeline.run import Run
+from ssl_models.objectives import MAE, SimMIM
 
 ALWAYS: dict[str, Evaluator] = {
     "classification": classification,
@@ -29,7 +30,8 @@ ALWAYS: dict[str, Evaluator] = {
     "separation": separation,
     "image_text": image_text,
 }
-ON_DEMAND: dict[str, Evaluator] = {"depths": depths, "knowledge": knowledge}  # they encode images once more
+# They encode images once more; the probe by SGD is MAE's own, and its users need not ask for it.
+ON_DEMAND: dict[str, Evaluator] = {"sgd_probe": sgd_probe, "depths": depths, "knowledge": knowledge}
 
 OnStage = Callable[[str], None]
 
@@ -85,6 +87,7 @@ def judge(
     """Judges an encoder on a store's test split, with the training samples in `bank`, by default all; Ray must be
     connected."""
     began = time.perf_counter()
+    also = tuple(dict.fromkeys([*_expected(encoders), *also]))
     on_stage("embedding")
     train_numbers = store.select("train") if bank is None else bank
     splits = [_limit(numbers, config) for numbers in (train_numbers, store.select("test"))]
@@ -100,7 +103,7 @@ def judge(
         skipped=[],
         neighbours={},
         seconds=0.0,
-        also=tuple(also),
+        also=also,
         health={name: health(found.features[name]) for name in ("trained", "random")},
     )
     if len(test.numbers) == 0:
@@ -120,6 +123,11 @@ def judge(
             }
         )
     return evaluation.model_copy(update={"seconds": time.perf_counter() - began})
+
+
+def _expected(encoders: Encoders) -> tuple[str, ...]:
+    """What of `ON_DEMAND` readers of the method's paper look for."""
+    return ("sgd_probe",) if isinstance(encoders.load()["trained"], MAE | SimMIM) else ()
 
 
 def judge_masks(encoders: Encoders, pictures: Segmented, embedding: Embedding) -> Evaluation:

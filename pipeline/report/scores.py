@@ -7,6 +7,7 @@ from pipeline.evaluate.protocol import Evaluation, Score
 SCORE_TITLES = {
     "knn_top1": "k-NN",
     "linear_top1": "linear probe",
+    "linear_sgd_bn_top1": "linear probe as MAE's",
     "classifier_top1": "classifier",
     "mean_1shot": "1 label a class",
     "mean_5shot": "5 labels a class",

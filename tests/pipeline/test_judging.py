@@ -15,6 +15,7 @@ from pipeline.evaluate.outputs import depths
 from pipeline.evaluate.protocol import EvaluationConfig
 from pipeline.evaluate.suite import ALWAYS, ON_DEMAND, evaluate, judge
 from pipeline.evaluate.transfer import judge_all, markdown, refuse_unknown, table
+from pipeline.experiment import build_experiment
 from pipeline.export.exporting import export
 from pipeline.export.trained import Trained
 from pipeline.run import Run
@@ -212,7 +213,7 @@ def test_two_of_one_name_are_told_apart(run, embedded, small_store, tmp_path):
 
 
 def test_an_unknown_protocol_is_refused():
-    with pytest.raises(ValueError, match="--also colours: there are depths, knowledge"):
+    with pytest.raises(ValueError, match="--also colours: there are sgd_probe, depths, knowledge"):
         refuse_unknown(["colours"])
     assert not {*ALWAYS} & {*ON_DEMAND}
 
@@ -233,3 +234,15 @@ def test_without_labels_what_needs_them_is_skipped_with_the_reason(run, embedded
     assert all("no labels" in reason for reason in evaluation.skipped)
     assert evaluation.confusion is None
     assert json.loads(evaluation.model_dump_json())["health"]["trained"]["uniformity"] < 0
+
+
+def test_masked_methods_have_the_probe_of_their_paper_and_others_on_demand(run, embedded, small_experiment, tmp_path):
+    assert evaluate(run).score("linear_sgd_bn_top1") is None
+    assert evaluate(run, also=("sgd_probe",)).score("linear_sgd_bn_top1") is not None
+    content = small_experiment.model_dump(mode="json") | {"encoder": VIT, "objective": {"name": "mae"}}
+    masked = build_experiment(content)
+    of_mae = Run.prepare(tmp_path / "mae", masked, ["feral", "pretrain"])
+    save_checkpoint(of_mae.checkpoints, fresh_state(masked, CPU), keep=2)
+    evaluation = evaluate(of_mae, also=("sgd_probe",))
+    assert [score.name for score in evaluation.scores].count("linear_sgd_bn_top1") == 1
+    assert evaluation.also == ("sgd_probe",)
