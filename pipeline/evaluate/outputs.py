@@ -102,4 +102,10 @@ def _noise(pixels: Tensor, ids: Tensor) -> Tensor:
     return NOISE * normal(0, 0, ids, pixels[0].numel(), "corruption").view_as(pixels).to(pixels)
 
 
-OUTPUTS: dict[str, Output] = {"": embeddings, "depths": depths, "variants": variants}
+def pairs(encoder: Any, images: Tensor, ids: Tensor, views: DeviceViews) -> dict[str, Tensor]:
+    """The embedding of one of the two views that are made where `PAIRS` is asked for."""
+    return {"": encoder.embed(images)}
+
+
+PAIRS = "pairs"  # of two random views an image: columns "trained" and "trained_view2"
+OUTPUTS: dict[str, Output] = {"": embeddings, "depths": depths, "variants": variants, PAIRS: pairs}

@@ -9,16 +9,17 @@ import numpy as np
 from pipeline.evaluate.classification import classification, confusion, own_classifier, sgd_probe, with_few_labels
 from pipeline.evaluate.embed import Embedding, Embeddings
 from pipeline.evaluate.encoders import Encoders, RunEncoders
-from pipeline.evaluate.health import health
+from pipeline.evaluate.health import alignment, health
 from pipeline.evaluate.image_text import image_text
 from pipeline.evaluate.knowledge import depths, knowledge
 from pipeline.evaluate.maps import embedding_map
 from pipeline.evaluate.masks import Segmented
+from pipeline.evaluate.outputs import PAIRS
 from pipeline.evaluate.probes import nearest
-from pipeline.evaluate.protocol import Evaluation, EvaluationConfig, Score
+from pipeline.evaluate.protocol import Evaluation, EvaluationConfig, Health, Score
 from pipeline.evaluate.scoring import Case, Evaluator
 from pipeline.evaluate.segmentation import segmentation
-from pipeline.evaluate.separation import separation
+from pipeline.evaluate.separation import separation, spread_over
 from pipeline.ingest.store import Store
 from pipeline.run import Run
 from ssl_models.objectives import MAE, SimMIM
@@ -32,6 +33,8 @@ ALWAYS: dict[str, Evaluator] = {
 }
 # They encode images once more; the probe by SGD is MAE's own, and its users need not ask for it.
 ON_DEMAND: dict[str, Evaluator] = {"sgd_probe": sgd_probe, "depths": depths, "knowledge": knowledge}
+
+MAX_PAIRS = 1_000  # images, of two views each
 
 OnStage = Callable[[str], None]
 
@@ -104,7 +107,7 @@ def judge(
         neighbours={},
         seconds=0.0,
         also=also,
-        health={name: health(found.features[name]) for name in ("trained", "random")},
+        health=_health(encoders, store, embedding, found, splits[1] if len(splits[1]) else splits[0]),
     )
     if len(test.numbers) == 0:
         evaluation.skipped.append("all: the store has no test split; curate with --holdout above 0")
@@ -123,6 +126,15 @@ def judge(
             }
         )
     return evaluation.model_copy(update={"seconds": time.perf_counter() - began})
+
+
+def _health(
+    encoders: Encoders, store: Store, embedding: Embedding, found: Embeddings, numbers: np.ndarray
+) -> dict[str, Health]:
+    """Of all embeddings; the alignment of at most 1,000 images, among `numbers`."""
+    some, names = numbers[spread_over(len(numbers), MAX_PAIRS)], ("trained", "random")
+    views = embedding.samples(encoders, store, some, names, PAIRS).features
+    return {name: health(found.features[name], alignment(views[name], views[f"{name}_view2"])) for name in names}
 
 
 def _expected(encoders: Encoders) -> tuple[str, ...]:
