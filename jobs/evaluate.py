@@ -26,19 +26,34 @@ Also = Annotated[
     list[str] | None,
     typer.Option(
         help="depths (a linear probe after each stage), knowledge (what was done to an image, told before and after "
-        "the projector) or projection (k-NN and linear probe after the projector); may be given again"
+        "the projector), projection (k-NN and linear probe after the projector) or sgd_probe (MAE's linear probe; masked "
+        "methods always have it); may be given again"
+    ),
+]
+
+Masks = Annotated[
+    str | None,
+    typer.Option(
+        help="a folder of pictures with masks, for linear segmentation: JPEGImages/ and SegmentationClass/, or images/ "
+        "and masks/ with PNGs of class ids (255: no class); train.txt and val.txt, classes.txt if there are"
     ),
 ]
 
 
 def evaluate(
-    encoders: Encoder, on: On = None, to: To = Path("evaluations"), also: Also = None, address: Address = None
+    encoders: Encoder,
+    on: On = None,
+    to: To = Path("evaluations"),
+    also: Also = None,
+    masks: Masks = None,
+    address: Address = None,
 ) -> None:
     """Judges a run again and writes its report; or any encoders, ours or others', on any stores, in one table.
 
     Example: feral evaluate runs/simclr timm:resnet18@weights.safetensors --on stores/cifar10 --on stores/pets
     """
     from pipeline.cluster import connected
+    from pipeline.evaluate.masks import read_segmented
     from pipeline.evaluate.suite import evaluate as judge
     from pipeline.evaluate.transfer import refuse_unknown
     from pipeline.report.run_report import write_report
@@ -46,19 +61,26 @@ def evaluate(
 
     refuse_unknown(also or [])
     if on or len(encoders) > 1 or not Path(encoders[0], "experiment.json").exists():
-        _judge_all(encoders, on or [], to, also or [], address)
+        _judge_all(encoders, on or [], to, also or [], masks, address)
         return
     opened = Run.open(Path(encoders[0]))
+    pictures = read_segmented(masks, opened.experiment.encoder.image_size) if masks else None
+    if pictures:
+        typer.echo(pictures.told)
     with connected(address, cpus=opened.experiment.cluster.cpus):
-        print_scores(judge(opened, lambda name: typer.echo(f"evaluating: {name}"), also=also or []))
+        shown = judge(opened, lambda name: typer.echo(f"evaluating: {name}"), also=also or [], pictures=pictures)
+        print_scores(shown)
     typer.echo(f"report {write_report(opened)}")
 
 
-def _judge_all(names: list[str], on: list[Path], to: Path, also: list[str], address: str | None) -> None:
+def _judge_all(
+    names: list[str], on: list[Path], to: Path, also: list[str], masks: str | None, address: str | None
+) -> None:
     from pipeline.cluster import ClusterConfig, connected
     from pipeline.evaluate.embed import Embedding
     from pipeline.evaluate.encoders import RunEncoders
     from pipeline.evaluate.foreign import find_encoders
+    from pipeline.evaluate.masks import read_segmented
     from pipeline.evaluate.protocol import EvaluationConfig
     from pipeline.evaluate.transfer import judge_all, markdown
     from pipeline.ingest.store import Store
@@ -66,14 +88,21 @@ def _judge_all(names: list[str], on: list[Path], to: Path, also: list[str], addr
 
     encoders = [find_encoders(name) for name in names]
     runs = [one for one in encoders if isinstance(one, RunEncoders)]
-    stores = [Store(path) for path in on] or list(
-        {run.experiment.data.store: run.experiment.data.open() for run in runs}.values()
+    stores = [Store(path) for path in on]
+    if not on and masks is None:
+        stores = list({run.experiment.data.store: run.experiment.data.open() for run in runs}.values())
+        if not stores:
+            raise ValueError("no data to judge on: name a sealed store with --on STORE (make one with `feral curate`)")
+    pictures = (
+        {size: read_segmented(masks, size) for size in sorted({one.sees.image_size for one in encoders})}
+        if masks
+        else {}
     )
-    if not stores:
-        raise ValueError("no data to judge on: name a sealed store with --on STORE (make one with `feral curate`)")
+    for one in list(pictures.values())[:1]:
+        typer.echo(one.told)
     cluster = runs[0].experiment.cluster if runs else ClusterConfig()
     with connected(address, cpus=cluster.cpus):
-        found = judge_all(encoders, stores, to, EvaluationConfig(), Embedding(cluster), typer.echo, also)
+        found = judge_all(encoders, stores, to, EvaluationConfig(), Embedding(cluster), typer.echo, also, pictures)
     _print(found)
     command = shlex.join(["feral", *sys.argv[1:]])
     (to / "table.md").write_text(markdown(found, command))

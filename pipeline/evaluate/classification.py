@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.evaluate.encoders import ENCODERS
-from pipeline.evaluate.probes import knn_predictions, linear_predictions, mean_predictions
+from pipeline.evaluate.probes import SGD_EPOCHS, knn_predictions, linear_predictions, mean_predictions, sgd_predictions
 from pipeline.evaluate.protocol import Confusion, Score
 from pipeline.evaluate.scoring import Case, Labelled, accuracy, score
 from pipeline.stream.labels import few_labels
@@ -46,6 +46,24 @@ def classification(case: Case) -> Iterator[Score | str]:
         f"≤ {config.linear_iterations} iterations, C chosen on a tenth of the training images",
         lambda rows, queries: linear_predictions(rows, bank.labels, queries, config.linear_iterations)[0],
     )
+
+
+def sgd_probe(case: Case) -> Iterator[Score | str]:
+    """The linear probe as MAE's paper has it: what masked encoders are compared by."""
+    labelled = case.labelled()
+    if isinstance(labelled, str):
+        yield f"linear_sgd_bn_top1: {labelled}"
+        return
+    bank, asked = labelled.train, labelled.test
+    hits = {
+        one: sgd_predictions(bank.features[one], bank.labels, asked.features[one])[0] == asked.labels
+        for one in ENCODERS
+    }
+    protocol = (
+        f"linear layer behind a BatchNorm without affine parameters, SGD, {SGD_EPOCHS} epochs of {len(bank.labels)} "
+        "frozen embeddings, rate chosen on a tenth of the training images; MAE's, but for its random crops and LARS"
+    )
+    yield accuracy("linear_sgd_bn_top1", protocol, hits, 1 / labelled.num_classes)
 
 
 def own_classifier(case: Case) -> Iterator[Score | str]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.cache import cached
 from pipeline.evaluate.encoders import ENCODERS, Encoders, digest_of
-from pipeline.evaluate.outputs import OUTPUTS
+from pipeline.evaluate.outputs import OUTPUTS, PAIRS
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import reading_dataset, to_batch
-from pipeline.stream.crops import CenterCrop
+from pipeline.stream.crops import CenterCrop, Geometry, RandomCrops
 from pipeline.stream.read import Columns, Reader
 
 BATCH = 256
@@ -42,20 +42,22 @@ class Embedder:
     def __init__(self, encoders: Encoders, threads: int, names: tuple[str, ...], output: str) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.views, self.outputs = encoders.sees.views, OUTPUTS[output]
+        self.views = encoders.sees.views_of(encoders.augmentation if output == PAIRS else None)
+        self.outputs = OUTPUTS[output]
         loaded = encoders.load()
         self.encoders = {name: loaded[name].to(self.device) for name in names}
 
     @torch.inference_mode()
     def __call__(self, columns: Columns) -> Columns:
         batch = to_batch(columns, self.views, self.device)
-        images = batch.views[0]
         found: dict[str, Tensor] = {}
-        for name, encoder in self.encoders.items():
-            found |= {
-                f"{name}{suffix}": values
-                for suffix, values in self.outputs(encoder, images, batch.ids, self.views).items()
-            }
+        for number, images in enumerate(batch.views, 1):
+            of_view = f"_view{number}" if number > 1 else ""
+            for name, encoder in self.encoders.items():
+                found |= {
+                    f"{name}{suffix}{of_view}": values
+                    for suffix, values in self.outputs(encoder, images, batch.ids, self.views).items()
+                }
         rows = {name: values.float().cpu().numpy() for name, values in found.items()}
         return {"number": columns["number"], "label": columns["label"], **rows}
 
@@ -83,7 +85,7 @@ class Embedding:
         else:
             asked = {
                 "encoder": encoders.digest,
-                "sees": repr(encoders.sees),
+                "sees": repr(encoders.sees) + (repr(encoders.augmentation) if output == PAIRS else ""),
                 "store": store.manifest.digest,
                 "samples": digest_of([len(numbers), numbers.tolist()]),
                 "encoders": names,
@@ -97,7 +99,10 @@ class Embedding:
         self, encoders: Encoders, store: Store, numbers: np.ndarray, names: tuple[str, ...] = ENCODERS, output: str = ""
     ) -> Columns:
         """The same in this process, without Ray and without a cache."""
-        reader, embedder = Reader(_crop(encoders), place=store.place), Embedder(encoders, self.threads, names, output)
+        reader, embedder = (
+            Reader(_geometry(encoders, output), place=store.place),
+            Embedder(encoders, self.threads, names, output),
+        )
         references = reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64))
         parts = [
             embedder(reader.read(references.slice(first, BATCH))) for first in range(0, max(1, len(numbers)), BATCH)
@@ -111,7 +116,7 @@ class Embedding:
         training worker. Ray must be connected."""
         from ray.data import ActorPoolStrategy
 
-        reader = Reader(_crop(encoders), place=store.place)
+        reader = Reader(_geometry(encoders, output), place=store.place)
         references = reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # the only way to max_restarts in 2.60
@@ -127,5 +132,6 @@ class Embedding:
         yield from data.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def _crop(encoders: Encoders) -> CenterCrop:
-    return CenterCrop(encoders.sees.image_size)
+def _geometry(encoders: Encoders, output: str) -> Geometry:
+    size = encoders.sees.image_size
+    return RandomCrops(encoders.augmentation, size, num_views=2, seed=0) if output == PAIRS else CenterCrop(size)

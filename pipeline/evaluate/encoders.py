@@ -49,7 +49,12 @@ class Sees:
 
     @property
     def views(self) -> DeviceViews:
-        return DeviceViews(ViewsConfig(), seed=0, plain=True, mean=self.mean, std=self.std)
+        return self.views_of(None)
+
+    def views_of(self, augmentation: ViewsConfig | None) -> DeviceViews:
+        """None: nothing is changed, as in evaluation."""
+        plain = augmentation is None
+        return DeviceViews(augmentation or ViewsConfig(), seed=0, plain=plain, mean=self.mean, std=self.std)
 
 
 class Pixels(nn.Module):
@@ -79,6 +84,10 @@ class Encoders(Protocol):
 
     @property
     def sees(self) -> Sees: ...
+
+    @property
+    def augmentation(self) -> ViewsConfig:
+        """That it was trained with; of others' encoders, where nobody knows, SimCLR's."""
 
     @property
     def context_length(self) -> int | None:
@@ -133,6 +142,10 @@ class RunEncoders:
     def sees(self) -> Sees:
         encoder = self.experiment.encoder
         return Sees(encoder.image_size, encoder.mean, encoder.std)
+
+    @property
+    def augmentation(self) -> ViewsConfig:
+        return self.experiment.views
 
     @property
     def context_length(self) -> int | None:

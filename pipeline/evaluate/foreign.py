@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pipeline.evaluate.encoders import Encoders, Pixels, RunEncoders, Sees, digest_of
 from pipeline.ingest.store import file_sha256
 from pipeline.run import Run
+from pipeline.stream.views import ViewsConfig
 from ssl_models.encoders import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig, ImageEncoder
 
 LIBRARIES = ("timm", "torchvision", "open_clip")
@@ -118,6 +119,10 @@ class ForeignEncoders:
     @cached_property
     def sees(self) -> Sees:
         return self._built[1]
+
+    @property
+    def augmentation(self) -> ViewsConfig:
+        return ViewsConfig()
 
     @cached_property
     def context_length(self) -> int | None:

@@ -17,14 +17,15 @@ MAX_PAIRED = 2_000
 CHUNK = 4096
 
 
-def health(features: np.ndarray) -> Health:
+def health(features: np.ndarray, aligned: float | None = None) -> Health:
     """Health of (N, d) embeddings as the encoder gives them, of at most 25,600 images spread over them.
 
     rank: RankMe (Garrido et al. 2023, arXiv 2210.02885, eq. 1), exp(−Σ p ln p) with p = σ / Σσ + 1e-7 over the
     singular values σ; between 1 and min(N, d). spread: the standard deviation of a dimension of the normalised
     embeddings, mean over the dimensions, times √d: 0 when all are equal, at most 1. mean_cosine: of two different
     images, over all pairs. uniformity: ln E exp(−2 ‖f(x) − f(y)‖²) over the pairs of at most 2,000 of them, normalised
-    (Wang and Isola 2020, arXiv 2005.10242, eq. 3); 0 when all are equal, about −4 when spread evenly.
+    (Wang and Isola 2020, arXiv 2005.10242, eq. 3); 0 when all are equal, about −4 when spread evenly. `aligned`: their
+    other axis, by `alignment`.
 
     Raises:
         ValueError: fewer than two embeddings.
@@ -48,7 +49,16 @@ def health(features: np.ndarray) -> Health:
         spread=float(variance.sqrt().mean()) * dim**0.5,
         mean_cosine=float((total.square().sum() - count) / (count * (count - 1))),
         uniformity=_uniformity(_unit(torch.from_numpy(features[:: -(-count // MAX_PAIRED)]).double())),
+        alignment=aligned,
     )
+
+
+def alignment(first: np.ndarray, second: np.ndarray) -> float:
+    """E ‖f(x) − f(x⁺)‖² over two random views of each image, (N, d) each, normalised (Wang and Isola 2020, arXiv
+    2005.10242, eq. 1, α = 2): in [0, 4], lower is better, and 0 of a collapsed encoder, too: it is read beside the
+    uniformity. It depends on the augmentation, so it compares only where that is the same."""
+    views = (_unit(torch.from_numpy(rows).double()) for rows in (first, second))
+    return float(torch.sub(*views).square().sum(1).mean())
 
 
 def complaint(trained: Health, random: Health) -> str | None:

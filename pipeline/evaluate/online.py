@@ -15,9 +15,11 @@ import numpy as np
 from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import RunEncoders
-from pipeline.evaluate.health import complaint, health
+from pipeline.evaluate.health import alignment, complaint, health
+from pipeline.evaluate.outputs import PAIRS
 from pipeline.evaluate.probes import knn_predictions
 from pipeline.evaluate.protocol import Health
+from pipeline.evaluate.separation import spread_over
 from pipeline.evaluate.validation import held_back
 from pipeline.run import Run
 from pipeline.train.checkpoints import Checkpoint, Damaged
@@ -25,6 +27,7 @@ from pipeline.train.checkpoints.commit import MARKER, step_directories
 from pipeline.train.record import append_event
 
 QUERY_SHARE = 0.25
+MAX_PAIRS = 500  # images, of two views each: a view costs as much as an image
 
 
 class OnlineProbe:
@@ -105,7 +108,9 @@ def judge_checkpoint(run: Run, name: str, images: int, with_random: bool) -> dic
     numbers, is_query = held_back(known if judged else numbers, images, QUERY_SHARE)
     encoders = RunEncoders(run.path.name, experiment.model_dump(mode="json"), checkpoint)
     names = ("trained", "random") if with_random else ("trained",)
-    features = Embedding(ClusterConfig(), threads=1).here(encoders, store, numbers, names)
+    embedding = Embedding(ClusterConfig(), threads=1)
+    features = embedding.here(encoders, store, numbers, names)
+    views = embedding.here(encoders, store, numbers[spread_over(len(numbers), MAX_PAIRS)], names, PAIRS)
     found: dict[str, Any] = {"step": checkpoint.step, "knn": None, "queries": 0}
     if judged:
         rows, config = features["trained"], experiment.evaluation
@@ -114,5 +119,8 @@ def judge_checkpoint(run: Run, name: str, images: int, with_random: bool) -> dic
             rows[~is_query], labels[numbers[~is_query]], rows[is_query], k, config.neighbour_temperature
         )
         found |= {"knn": float((answers == labels[numbers[is_query]]).mean()), "queries": int(is_query.sum())}
-    healths = {name: health(features[name]).model_dump(mode="json") for name in names}
+    healths = {
+        name: health(features[name], alignment(views[name], views[f"{name}_view2"])).model_dump(mode="json")
+        for name in names
+    }
     return found | {"health": healths["trained"]} | ({"random": healths["random"]} if with_random else {})

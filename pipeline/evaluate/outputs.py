@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipeline.evaluate.encoders import ComparesText, Pixels
 from pipeline.stream.views import DeviceViews
 from ssl_models import pixels as operations
 from ssl_models.batch import normal
+from ssl_models.encoders import ImageEncoder
+from ssl_models.objectives import Objective
 
 # (encoder, images (B, 3, S, S) normalised, their ids (B,), what normalised them) → values (B, …), by suffix
 Output = Callable[[Any, Tensor, Tensor, DeviceViews], dict[str, Tensor]]
@@ -27,12 +30,49 @@ def depths(encoder: Any, images: Tensor, ids: Tensor, views: DeviceViews) -> dic
     """The mean over the places of the feature map after each stage of a network, or each of four parts of a ViT."""
     if isinstance(encoder, Pixels):
         return {"": encoder.embed(images)}
-    network = next((one for one in encoder.modules() if hasattr(one, "forward_intermediates")), None)  # the outermost
-    if network is None or (isinstance(encoder, ComparesText) and not hasattr(encoder, "encoder")):
-        return {}  # both towers of open_clip are one module
+    network = _network(encoder)
+    if network is None:
+        return {}
     maps = network.forward_intermediates(images, intermediates_only=True)
     chosen = maps if len(maps) <= 5 else [maps[len(maps) * part // 4 - 1] for part in (1, 2, 3, 4)]
     return {f"_depth{number}": one.mean((2, 3)) for number, one in enumerate(chosen, 1)}
+
+
+def _network(encoder: Any) -> Any:
+    """The outermost module that gives maps of its stages, as timm's models do; None: there is none."""
+    if isinstance(encoder, ComparesText) and not hasattr(encoder, "encoder"):
+        return None  # both towers of open_clip are one module
+    return next((one for one in encoder.modules() if hasattr(one, "forward_intermediates")), None)
+
+
+def feature_map(encoder: Any, images: Tensor) -> Tensor:
+    """The last map before pooling, of the pictures that embedding makes of `images`: (B, 3, S, S) → (B, D, h, w). Of a
+    ViT the patch tokens after the last norm; of an encoder of two networks both maps, one behind the other.
+
+    Raises:
+        ValueError: it has no such map.
+    """
+    if isinstance(encoder, Objective) and type(encoder).embed is Objective.embed:
+        return encoder.encoder.features(images)
+    seen: list[tuple[ImageEncoder, Tensor]] = []
+    hooks = [
+        one.register_forward_pre_hook(lambda network, inputs: seen.append((network, inputs[0])))
+        for one in encoder.modules()
+        if isinstance(one, ImageEncoder)
+    ]
+    try:
+        encoder.embed(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if any(len(pictures) != len(images) for _, pictures in seen):
+        raise ValueError("this encoder embeds parts of an image, and keeps no map of the whole")
+    if seen:
+        return torch.cat([network.features(pictures) for network, pictures in seen], 1)
+    network = _network(encoder)
+    if network is None:
+        raise ValueError("this encoder gives no maps (timm's forward_intermediates)")
+    return network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[-1]
 
 
 VARIANTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of pixels in [0, 1] and ids
@@ -62,4 +102,10 @@ def _noise(pixels: Tensor, ids: Tensor) -> Tensor:
     return NOISE * normal(0, 0, ids, pixels[0].numel(), "corruption").view_as(pixels).to(pixels)
 
 
-OUTPUTS: dict[str, Output] = {"": embeddings, "depths": depths, "variants": variants}
+def pairs(encoder: Any, images: Tensor, ids: Tensor, views: DeviceViews) -> dict[str, Tensor]:
+    """The embedding of one of the two views that are made where `PAIRS` is asked for."""
+    return {"": encoder.embed(images)}
+
+
+PAIRS = "pairs"  # of two random views an image: columns "trained" and "trained_view2"
+OUTPUTS: dict[str, Output] = {"": embeddings, "depths": depths, "variants": variants, PAIRS: pairs}

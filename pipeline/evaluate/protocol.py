@@ -62,6 +62,7 @@ class Health(Config):
     spread: float  # per-dimension standard deviation over that of evenly spread directions, in [0, 1]
     mean_cosine: float  # of two different images
     uniformity: float | None = None  # 0: all alike; None in older files
+    alignment: float | None = None  # of two views of an image; 0: equal; None: not measured
 
 
 class Confusion(Config):

@@ -6,19 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.evaluate.classification import classification, confusion, own_classifier, with_few_labels
+from pipeline.evaluate.classification import classification, confusion, own_classifier, sgd_probe, with_few_labels
 from pipeline.evaluate.embed import Embedding, Embeddings
 from pipeline.evaluate.encoders import Encoders, RunEncoders
-from pipeline.evaluate.health import health
+from pipeline.evaluate.health import alignment, health
 from pipeline.evaluate.image_text import image_text
 from pipeline.evaluate.knowledge import depths, knowledge, projection
 from pipeline.evaluate.maps import embedding_map
+from pipeline.evaluate.masks import Segmented
+from pipeline.evaluate.outputs import PAIRS
 from pipeline.evaluate.probes import nearest
-from pipeline.evaluate.protocol import Evaluation, EvaluationConfig, Score
+from pipeline.evaluate.protocol import Evaluation, EvaluationConfig, Health, Score
 from pipeline.evaluate.scoring import Case, Evaluator
-from pipeline.evaluate.separation import separation
+from pipeline.evaluate.segmentation import segmentation
+from pipeline.evaluate.separation import separation, spread_over
 from pipeline.ingest.store import Store
 from pipeline.run import Run
+from ssl_models.objectives import MAE, SimMIM
 
 ALWAYS: dict[str, Evaluator] = {
     "classification": classification,
@@ -27,7 +31,15 @@ ALWAYS: dict[str, Evaluator] = {
     "separation": separation,
     "image_text": image_text,
 }
-ON_DEMAND: dict[str, Evaluator] = {"depths": depths, "knowledge": knowledge, "projection": projection}
+# What costs more than it mostly tells. The probe by SGD is MAE's own, and its users need not ask for it.
+ON_DEMAND: dict[str, Evaluator] = {
+    "depths": depths,
+    "knowledge": knowledge,
+    "projection": projection,
+    "sgd_probe": sgd_probe,
+}
+
+MAX_PAIRS = 1_000  # images, of two views each
 
 OnStage = Callable[[str], None]
 
@@ -37,6 +49,7 @@ def evaluate(
     on_stage: OnStage = lambda name: None,
     *,
     also: Sequence[str] = (),
+    pictures: Segmented | None = None,
     threads: int | None = None,
     keep_embeddings: bool = True,
 ) -> Evaluation:
@@ -44,6 +57,7 @@ def evaluate(
 
     Args:
         also: names of `ON_DEMAND`.
+        pictures: with masks, of the encoder's image size: it is judged on them, too.
         threads: of an encoding process; None: all cores.
         keep_embeddings: in RUN/embeddings, for evaluations of this checkpoint to come.
 
@@ -57,7 +71,14 @@ def evaluate(
     store = experiment.data.open()
     few = experiment.data.few_labels  # then nobody knows the others
     bank = np.setdiff1d(experiment.training_samples(store)[0], store.blocked) if few else None
-    evaluation = judge(RunEncoders.of(run), store, experiment.evaluation, embedding, on_stage, also, bank)
+    encoders = RunEncoders.of(run)
+    evaluation = judge(encoders, store, experiment.evaluation, embedding, on_stage, also, bank)
+    if pictures is not None:
+        on_stage("segmentation")
+        dense = judge_masks(encoders, pictures, embedding)
+        evaluation = evaluation.model_copy(
+            update={name: getattr(evaluation, name) + getattr(dense, name) for name in ("scores", "skipped", "seconds")}
+        )
     run.evaluation_file.write_text(evaluation.model_dump_json(indent=1))
     return evaluation
 
@@ -74,6 +95,7 @@ def judge(
     """Judges an encoder on a store's test split, with the training samples in `bank`, by default all; Ray must be
     connected."""
     began = time.perf_counter()
+    also = tuple(dict.fromkeys([*_expected(encoders), *also]))
     on_stage("embedding")
     train_numbers = store.select("train") if bank is None else bank
     splits = [_limit(numbers, config) for numbers in (train_numbers, store.select("test"))]
@@ -89,8 +111,8 @@ def judge(
         skipped=[],
         neighbours={},
         seconds=0.0,
-        also=tuple(also),
-        health={name: health(found.features[name]) for name in ("trained", "random")},
+        also=also,
+        health=_health(encoders, store, embedding, found, splits[1] if len(splits[1]) else splits[0]),
     )
     if len(test.numbers) == 0:
         evaluation.skipped.append("all: the store has no test split; curate with --holdout above 0")
@@ -109,6 +131,36 @@ def judge(
             }
         )
     return evaluation.model_copy(update={"seconds": time.perf_counter() - began})
+
+
+def _health(
+    encoders: Encoders, store: Store, embedding: Embedding, found: Embeddings, numbers: np.ndarray
+) -> dict[str, Health]:
+    """Of all embeddings; the alignment of at most 1,000 images, among `numbers`."""
+    some, names = numbers[spread_over(len(numbers), MAX_PAIRS)], ("trained", "random")
+    views = embedding.samples(encoders, store, some, names, PAIRS).features
+    return {name: health(found.features[name], alignment(views[name], views[f"{name}_view2"])) for name in names}
+
+
+def _expected(encoders: Encoders) -> tuple[str, ...]:
+    """What of `ON_DEMAND` readers of the method's paper look for."""
+    return ("sgd_probe",) if isinstance(encoders.load()["trained"], MAE | SimMIM) else ()
+
+
+def judge_masks(encoders: Encoders, pictures: Segmented, embedding: Embedding) -> Evaluation:
+    """Judges an encoder by a linear layer on its feature map. Ray must be connected where it uses GPUs."""
+    began = time.perf_counter()
+    results = segmentation(encoders, pictures, embedding.cluster, embedding.threads)
+    return Evaluation(
+        checkpoint=encoders.checkpoint_name,
+        step=encoders.step,
+        store_digest=pictures.digest,
+        encoder_digest=encoders.digest,
+        scores=[result for result in results if isinstance(result, Score)],
+        skipped=[result for result in results if not isinstance(result, Score)],
+        neighbours={},
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _limit(numbers: np.ndarray, config: EvaluationConfig) -> np.ndarray:

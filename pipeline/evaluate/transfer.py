@@ -1,22 +1,25 @@
 """Several encoders on several stores, in one table: transfer, and others' encoders beside ours."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import Encoders
+from pipeline.evaluate.masks import Segmented
 from pipeline.evaluate.protocol import Evaluation, EvaluationConfig
-from pipeline.evaluate.suite import ON_DEMAND, judge
+from pipeline.evaluate.segmentation import MIOU, PIXELS
+from pipeline.evaluate.suite import ON_DEMAND, judge, judge_masks
 from pipeline.ingest.store import Store
 from pipeline.ingest.write import replaced
 
 # What stands in the table: enough to choose by. All scores are in the files beside it.
 SHOWN = (
-    "knn_top1", "linear_top1", "linear_10pct", "linear_1pct", "mean_5shot", "cluster_top1", "zero_shot_top1",
-    "retrieval_image_to_text_r1", "retrieval_text_to_image_r1",
+    "knn_top1", "linear_top1", "linear_sgd_bn_top1", "linear_10pct", "linear_1pct", "mean_5shot", "cluster_top1",
+    "zero_shot_top1", "retrieval_image_to_text_r1", "retrieval_text_to_image_r1", MIOU, PIXELS,
 )  # fmt: skip
 
 
@@ -36,24 +39,30 @@ def judge_all(
     embedding: Embedding,
     tell: Callable[[str], None] = lambda line: None,
     also: Sequence[str] = (),
+    pictures: Mapping[int, Segmented] = {},
 ) -> list[Judged]:
-    """Judges every encoder on every store, and writes FOLDER/ENCODER--STORE.json of each. What was judged before,
-    by the same weights on the same data, is read from there. Ray must be connected.
-
-    Raises:
-        ValueError: two encoders or two stores of one name.
+    """Judges every encoder on every store and on `pictures` with masks, of each encoder's image size, and writes
+    FOLDER/ENCODER--DATA.json of each. What was judged before, by the same weights on the same data, is read from there.
+    Ray must be connected.
     """
-    names = _names([one.name for one in encoders]), _names([store.path.name for store in stores])
+    data = [store.path.name for store in stores] + [one.name for one in list(pictures.values())[:1]]
+    names = _names([one.name for one in encoders]), _names(data)
     folder.mkdir(parents=True, exist_ok=True)
     found = []
-    for store, on in zip(stores, names[1], strict=True):
+    for on, store in zip(names[1], [*stores, None], strict=False):
         for one, name in zip(encoders, names[0], strict=True):
+            kept = replace(embedding, cache=folder / "embeddings" / _slug(name))
+            if store is None:
+                masks = pictures[one.sees.image_size]
+                digest, asked, make = masks.digest, also[:0], partial(judge_masks, one, masks, kept)
+            else:
+                digest, asked = store.manifest.digest, also
+                make = partial(judge, one, store, config, kept, also=also)
             file = folder / f"{_slug(name)}--{_slug(on)}.json"
-            evaluation = _read(file, one, store, also)
+            evaluation = _read(file, one.digest, digest, asked)
             if evaluation is None:
                 tell(f"{name} on {on}")
-                kept = replace(embedding, cache=folder / "embeddings" / _slug(name))
-                evaluation = judge(one, store, config, kept, also=also)
+                evaluation = make()
                 with replaced(file) as written:
                     written.write(evaluation.model_dump_json(indent=1).encode())
             else:
@@ -62,10 +71,10 @@ def judge_all(
     return found
 
 
-def _read(file: Path, encoders: Encoders, store: Store, also: Sequence[str]) -> Evaluation | None:
+def _read(file: Path, encoder: str, data: str, also: Sequence[str]) -> Evaluation | None:
     with suppress(OSError, ValueError):
         evaluation = Evaluation.model_validate_json(file.read_text())
-        same = (evaluation.encoder_digest, evaluation.store_digest) == (encoders.digest, store.manifest.digest)
+        same = (evaluation.encoder_digest, evaluation.store_digest) == (encoder, data)
         if same and set(also) <= set(evaluation.also):
             return evaluation
     return None

@@ -65,13 +65,20 @@ class _Refused(Config):
     detail: Annotated[str, StringConstraints(max_length=300)]
 
 
-def checked(kind: int, header: bytes, body: bytes, limits: DecodeLimits) -> Decoded | Refusal:
-    """An answer as it may be. Raises: ValueError."""
+def refused(kind: int, header: bytes) -> Refusal | None:
+    """The refusal that an answer is, as it may be; None: it holds something. Raises: ValueError."""
     if kind == REFUSED:
-        refused = _Refused.model_validate_json(header, strict=True)
-        return Refusal(refused.reason, printable(refused.detail))
+        found = _Refused.model_validate_json(header, strict=True)
+        return Refusal(found.reason, printable(found.detail))
     if kind != KEPT:
         raise ValueError(f"an answer of kind {kind}")
+    return None
+
+
+def checked(kind: int, header: bytes, body: bytes, limits: DecodeLimits) -> Decoded | Refusal:
+    """An answer as it may be. Raises: ValueError."""
+    if (refusal := refused(kind, header)) is not None:
+        return refusal
     kept = _Kept.model_validate_json(header, strict=True)
     natural = (kept.original_width, kept.original_height)
     if math.prod(natural) > limits.max_pixels or min(natural) < limits.min_side:

@@ -111,8 +111,8 @@ def decoded(raw: bytes, side: int, *, min_side: int = 8, max_pixels: int = MAX_P
     Raises:
         Refusal: as `canonical`.
     """
-    with _refusing():
-        image = _opened(raw, min_side, max_pixels)
+    with refusing():
+        image = opened(raw, min_side, max_pixels)
         return _picture(image, side)
 
 
@@ -122,13 +122,13 @@ def full_pixels(raw: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         Refusal: as `canonical`.
     """
-    with _refusing():
-        image = _opened(raw, 1, max_pixels)
+    with refusing():
+        image = opened(raw, 1, max_pixels)
         return np.array(_picture(image, max(image.size)).rgb)
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def refusing() -> Iterator[None]:
     """Turns whatever hostile bytes raise (OSError, SyntaxError, IndexError, struct.error ...) into a refusal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # complaints about odd metadata, which is dropped anyway
@@ -143,7 +143,7 @@ def _refusing() -> Iterator[None]:
             raise Refusal("decode_failed", f"{type(error).__name__}: {error}") from error
 
 
-def _opened(raw: bytes, min_side: int, max_pixels: int) -> images.Image:
+def opened(raw: bytes, min_side: int, max_pixels: int) -> images.Image:
     """The image with only its header read, within bounds."""
     if not raw:
         raise Refusal("header_bad", "empty file")

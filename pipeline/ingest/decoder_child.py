@@ -30,7 +30,8 @@ ANSWER = struct.Struct(">BII")
 READY, KEPT, REFUSED = range(3)
 GRACE_SECONDS = 1.0  # the parent's clock is to strike first; the child's own is for when the parent is gone or busy
 Options = dict[str, Any]  # fields of answers.DecodeLimits
-Decode = Callable[[bytes, Options], Decoded]
+Decode = Callable[[bytes, Options], Any]  # what it gives, `frame` makes an answer of
+Frame = Callable[[Any], tuple[dict[str, Any], bytes]]  # header and body
 
 
 def decode(raw: bytes, options: Options) -> Decoded:
@@ -45,7 +46,13 @@ def decode(raw: bytes, options: Options) -> Decoded:
     )
 
 
-def main(options: Options, decode: Decode = decode) -> NoReturn:
+def frame(result: Decoded) -> tuple[dict[str, Any], bytes]:
+    measures = vars(result.measures) | {"thumb": result.measures.thumb.hex()}
+    header = {name: value for name, value in vars(result).items() if name != "jpeg"}
+    return header | {"measures": measures}, result.jpeg
+
+
+def main(options: Options, decode: Decode = decode, frame: Frame = frame) -> NoReturn:
     """Serves until the end of stdin."""
     pictures = open(0, "rb", buffering=2**18, closefd=False)  # noqa: SIM115
     answers = os.dup(1)
@@ -58,7 +65,7 @@ def main(options: Options, decode: Decode = decode) -> NoReturn:
     os.dup2(null, 2)  # libtiff is talkative
     while (raw := _read(pictures)) is not None:
         _allow(options["seconds"])
-        answer = _answer(raw, options, decode)
+        answer = _answer(raw, options, decode, frame)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _write(answers, *answer)
     os._exit(0)
@@ -106,16 +113,13 @@ def _allow(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_SECONDS)
 
 
-def _answer(raw: bytes, options: Options, decode: Decode) -> tuple[int, dict[str, Any], bytes]:
+def _answer(raw: bytes, options: Options, decode: Decode, frame: Frame) -> tuple[int, dict[str, Any], bytes]:
     try:
-        result = decode(raw, options)
+        return KEPT, *frame(decode(raw, options))
     except Refusal as refusal:
         return REFUSED, {"reason": refusal.reason, "detail": refusal.detail}, b""
     except MemoryError:
         return REFUSED, {"reason": "decode_oom", "detail": "does not fit in memory"}, b""
-    measures = vars(result.measures) | {"thumb": result.measures.thumb.hex()}
-    header = {name: value for name, value in vars(result).items() if name != "jpeg"}
-    return KEPT, header | {"measures": measures}, result.jpeg
 
 
 def _read(pictures: BinaryIO) -> bytes | None:

@@ -16,10 +16,10 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import cycle, islice
 from json import dumps
-from typing import Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 from pipeline.ingest.answers import HEADER_BYTES, DecodeLimits, checked
 from pipeline.ingest.decode import Decoded
@@ -27,9 +27,10 @@ from pipeline.ingest.decoder_child import ANSWER, PICTURE, READY
 from pipeline.ingest.refusals import Refusal
 from pipeline.ingest.samples import printable
 
-__all__ = ["DecodeLimits", "Decoded", "GuardedDecoder"]
+__all__ = ["DecodeLimits", "Decoded", "Guarded", "GuardedDecoder"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _CHILD = "pipeline.ingest.decoder_child"
 _BOOTSTRAP = """
@@ -48,14 +49,15 @@ _PIPE_BYTES = 2**20  # what Linux allows without privilege
 _STARTS, _START_SECONDS = 3, 120.0  # a cold network file system is slow to import from
 
 
-class GuardedDecoder:
-    """Decodes pictures in a child process.
+class Guarded(Generic[R]):
+    """Makes an R of each picture in a child process. `child` names the module whose `main(options)` is the child;
+    `check` makes an R of an answer (kind, header, body), or raises ValueError."""
 
-    `child` names the module whose `main(options)` is the child; tests put faults there.
-    """
-
-    def __init__(self, limits: DecodeLimits, *, child: str = _CHILD) -> None:
+    def __init__(
+        self, limits: DecodeLimits, child: str, check: Callable[[int, bytes, bytes, DecodeLimits], R | Refusal]
+    ) -> None:
         self.limits = limits
+        self._check = check
         self._starts = 0
         self._module = child
         self._child: _Child | None = None
@@ -78,7 +80,7 @@ class GuardedDecoder:
             self._child.stop()
             self._child = None
 
-    def decode(self, items: Iterable[tuple[T, bytes]]) -> Generator[tuple[T, bytes, Decoded | Refusal], None, None]:
+    def decode(self, items: Iterable[tuple[T, bytes]]) -> Generator[tuple[T, bytes, R | Refusal], None, None]:
         """Each item with its outcome, lazily and in order; up to 16 items are taken ahead.
 
         Raises:
@@ -112,7 +114,7 @@ class GuardedDecoder:
             if waiting:  # its answers would be taken for those of other pictures
                 self.close()
 
-    def _outcome(self, waiting: Iterable[tuple[T, bytes]]) -> Decoded | Refusal:
+    def _outcome(self, waiting: Iterable[tuple[T, bytes]]) -> R | Refusal:
         """Of the first of `waiting`, all of which the child has or, if it must be started, gets."""
         seconds = self.limits.seconds
         tries = 0
@@ -123,7 +125,7 @@ class GuardedDecoder:
                 for _, raw in waiting:
                     self._child.send(raw)
             try:
-                return checked(*self._child.receive(seconds), self.limits)
+                return self._check(*self._child.receive(seconds), self.limits)
             except TimeoutError:
                 refusal = Refusal("decode_timeout", f"not decoded within {seconds:g} s")
             except ValueError as error:
@@ -154,10 +156,17 @@ class GuardedDecoder:
         )
 
 
+class GuardedDecoder(Guarded[Decoded]):
+    """Decodes pictures to canonical ones. `child`: tests put faults there."""
+
+    def __init__(self, limits: DecodeLimits, *, child: str = _CHILD) -> None:
+        super().__init__(limits, child, checked)
+
+
 def decode_with(
-    decoders: Sequence[GuardedDecoder], items: Iterable[tuple[T, bytes]]
-) -> Generator[tuple[T, bytes, Decoded | Refusal], None, None]:
-    """As `GuardedDecoder.decode`, by several children at once: item i by decoder i mod n, outcomes in order."""
+    decoders: Sequence[Guarded[R]], items: Iterable[tuple[T, bytes]]
+) -> Generator[tuple[T, bytes, R | Refusal], None, None]:
+    """As `Guarded.decode`, by several children at once: item i by decoder i mod n, outcomes in order."""
     source, turn = iter(items), cycle(range(len(decoders)))
     waiting: list[deque[tuple[T, bytes]]] = [deque() for _ in decoders]
 

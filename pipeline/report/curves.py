@@ -14,7 +14,7 @@ from pipeline.train.record import PLACE, Rows, attempts
 POINTS = 400  # more rows than this are averaged in groups, with their range as a band
 NOT_CURVES = (*PLACE, "images_seen", "peak_memory_bytes")
 FIRST = ("loss", "learning_rate", "images_per_second", "data_wait_ratio")  # the others follow as they were logged
-PROBED = ("probe_accuracy", "embedding_rank", "embedding_mean_cosine", "embedding_uniformity")
+PROBED = ("probe_accuracy", "embedding_rank", "embedding_mean_cosine", "embedding_uniformity", "embedding_alignment")
 TITLES = {
     "images_per_second": "images per second",
     "data_wait_ratio": "waiting for data",
@@ -22,6 +22,7 @@ TITLES = {
     "embedding_rank": "effective rank of embeddings",
     "embedding_mean_cosine": "mean cosine of embeddings",
     "embedding_uniformity": "uniformity of embeddings",
+    "embedding_alignment": "alignment of two views",
 }
 
 
@@ -60,7 +61,7 @@ def probe_rows(events: Rows, batch_size: int) -> Rows:
         {
             "images_seen": step * batch_size,
             "probe_accuracy": event["knn"],
-            **{name: event["health"][name.removeprefix("embedding_")] for name in PROBED[1:]},
+            **{name: event["health"].get(name.removeprefix("embedding_")) for name in PROBED[1:]},
         }
         for step, event in sorted(found.items())
     ]

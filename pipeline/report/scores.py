@@ -7,6 +7,7 @@ from pipeline.evaluate.protocol import Evaluation, Score
 SCORE_TITLES = {
     "knn_top1": "k-NN",
     "linear_top1": "linear probe",
+    "linear_sgd_bn_top1": "linear probe as MAE's",
     "classifier_top1": "classifier",
     "mean_1shot": "1 label a class",
     "mean_5shot": "5 labels a class",
@@ -16,6 +17,8 @@ SCORE_TITLES = {
     "nmi": "clusters, mutual information",
     "ari": "clusters, adjusted Rand",
     "zero_shot_top1": "zero-shot",
+    "segmentation_miou": "mean IoU",
+    "segmentation_pixel_accuracy": "pixel accuracy",
     **{f"linear_top1_depth{part}": f"linear probe after part {part}" for part in range(1, 6)},
     **{f"knows_{what}_h": f"knows {what}" for what in ("colour", "rotation", "corruption", "sobel")},
     **{
@@ -28,6 +31,7 @@ SCORE_TITLES = {
 GROUPS = {  # of scores, by how their names begin; the first that fits
     "With few labels": ("mean_", "linear_1pct", "linear_10pct"),
     "Clusters, found without labels": ("cluster_", "nmi", "ari", "silhouette"),
+    "Segmentation by one linear layer": ("segmentation_",),
     "After each part of the network": ("linear_top1_depth",),
     "What the embedding, and the projection, still know of what was done to an image": ("knows_",),
     "": ("",),

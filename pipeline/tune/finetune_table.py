@@ -93,11 +93,12 @@ def explanation(found: Sequence[Arm], there: Experiment, draws: int) -> str:
     """What all trials had in common, and how to read the table."""
     experiment = found[0].experiment
     optimizer, objective = experiment.optimizer, experiment.objective
+    decay = "" if optimizer.layer_decay is None else f"layer decay {optimizer.layer_decay:g}, "
     seen = sorted({arm.experiment.training.images_seen for arm in found})
     words = [
         f"Top-1 of the classifier on the test split of {Path(experiment.data.store).name}, once a trial, at its last "
         f"step; mean ± sample standard deviation over {draws} draw(s) of labels, each with its own seed.",
-        f"Both sides: {optimizer.name}, rate {optimizer.learning_rate:g} per 256, layer decay {optimizer.layer_decay}, "
+        f"Both sides: {optimizer.name}, rate {optimizer.learning_rate:g} per 256, {decay}"
         f"mixup {objective.mixup:g}, CutMix {objective.cutmix:g}, batches of {experiment.data.batch_size}, "
         f"{' to '.join(f'{count:,}' for count in dict.fromkeys((seen[0], seen[-1])))} images seen. These are settings "
         "for fine-tuning: a network from scratch may want other ones, and more steps.",

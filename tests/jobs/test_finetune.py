@@ -1,6 +1,7 @@
 """Fine-tuning against training from scratch: what differs, what the table says, and a real one that is resumed."""
 
 import json
+from math import log10
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +10,7 @@ from jobs.cli import app
 from jobs.finetune import parse_budgets
 from pipeline.evaluate.protocol import Evaluation, Score
 from pipeline.experiment import Experiment, build_experiment, settings
+from pipeline.report.efficiency import efficiency_curve
 from pipeline.report.run_report import write_report
 from pipeline.run import Run
 from pipeline.train.checkpoints import newest_checkpoint, save_checkpoint
@@ -151,6 +153,30 @@ def test_a_single_draw_and_none_conclude_nothing(start):
     assert verdict(table(found, []), "first") == "Nothing can be said yet: no pair of trials has ended."
 
 
+def test_the_data_efficiency_curve_is_over_the_logarithm_of_labels(start):
+    rows = table(*judged(start))
+    found = efficiency_curve(rows, ("ours", "scratch"))
+    assert [label for _, label in found.x_ticks] == ["6", "23", "229"]
+    places = [place for place, _ in found.x_ticks]
+    assert (places[1] - places[0]) / (places[2] - places[0]) == pytest.approx(log10(23 / 6) / log10(229 / 6))
+    ours, scratch = found.sides
+    assert [words for *_, words in ours.points][1] == "ours, 23 images: 41.0 ± 1.0 %"
+    (low, _), (high, _) = found.y_ticks[0], found.y_ticks[-1]
+    assert (low, high) == (100, 0)
+    values = {label: place for place, label in found.y_ticks}
+    assert values["20 %"] > ours.points[0][1] > values["40 %"]  # 21 % lies between
+    for x, top, bottom in (*ours.whiskers, *scratch.whiskers):
+        assert 0 <= x <= 100
+        assert 0 <= top < bottom <= 100
+    assert efficiency_curve(rows[:1], ("ours", "scratch")) is None
+
+
+def test_the_explanation_names_a_layer_decay_only_where_there_is_one(start):
+    found, _ = judged(start)
+    assert "layer decay" not in explanation(found, start.experiment, 3)
+    assert "rate 0.05 per 256, mixup 0" in explanation(found, start.experiment, 3)
+
+
 def test_the_report_of_the_run_shows_the_table(start):
     found, trials = judged(start)
     rows = table(found, trials)
@@ -168,6 +194,8 @@ def test_the_report_of_the_run_shows_the_table(start):
     page = write_report(start).read_text()
     for words in (verdict(rows, "first"), "41.0 ± 1.0", "from scratch, %", "feral finetune first", 'href="#finetuned"'):
         assert words in page
+    assert "Data efficiency" in page
+    assert "from scratch, 229 images: 70.7 ± 0.7 %" in page
     path.write_text("{}")
     assert "is no table of `feral finetune`" in write_report(start).read_text()
     path.unlink()

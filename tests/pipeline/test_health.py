@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.evaluate import health as measured
-from pipeline.evaluate.health import complaint, health
+from pipeline.evaluate.health import alignment, complaint, health
 from pipeline.evaluate.protocol import Evaluation, Health
 from ssl_models.batch import Batch, Step
 from ssl_models.encoders import EncoderConfig
@@ -135,3 +135,22 @@ def test_an_objective_that_only_attracts_collapses(monkeypatch: pytest.MonkeyPat
         optimizer.step()
     assert complaint(random, random) is None
     assert str(complaint(measure(), random)).startswith("collapsed: all embeddings are alike (mean cosine ")
+
+
+def test_alignment_is_the_mean_squared_distance_of_normalised_views() -> None:
+    first, second = GENERATOR.normal(size=(2, 50, 8))
+    slow = [
+        sum((a / np.linalg.norm(one) - b / np.linalg.norm(other)) ** 2 for a, b in zip(one, other, strict=True))
+        for one, other in zip(first, second, strict=True)
+    ]
+    assert alignment(first, second) == pytest.approx(np.mean(slow), rel=1e-12)
+    assert alignment(first, 3 * first) == pytest.approx(0, abs=1e-12)
+    assert alignment(first, -first) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_collapsed_encoder_is_aligned_and_not_uniform(value: float) -> None:
+    collapsed = np.full((100, 8), value)
+    found = health(collapsed, alignment(collapsed, collapsed))
+    assert found.alignment == pytest.approx(0, abs=1e-12)
+    assert found.uniformity == pytest.approx(0, abs=1e-12)

@@ -15,6 +15,7 @@ from pipeline.evaluate.outputs import depths
 from pipeline.evaluate.protocol import EvaluationConfig
 from pipeline.evaluate.suite import ALWAYS, ON_DEMAND, evaluate, judge
 from pipeline.evaluate.transfer import judge_all, markdown, refuse_unknown, table
+from pipeline.experiment import build_experiment
 from pipeline.export.exporting import export
 from pipeline.export.trained import Trained
 from pipeline.run import Run
@@ -67,23 +68,23 @@ def test_every_score_stands_with_its_baselines_and_an_interval(run, embedded):
 
 def test_embeddings_are_computed_once_a_checkpoint(run, embedded, small_experiment):
     first = evaluate(run)
-    assert len(embedded) == 1
+    assert embedded == [300, 71]  # and two views of some
     assert evaluate(run).scores == first.scores
-    assert len(embedded) == 1
+    assert len(embedded) == 2
     state = fresh_state(small_experiment.override({"training.seed": 5}), CPU)
     state.step = 3
     save_checkpoint(run.checkpoints, state, keep=2)
     assert evaluate(run).scores != first.scores
-    assert len(embedded) == 2
-    assert len(list(run.embeddings.iterdir())) == 1  # those of the weights before are gone
+    assert len(embedded) == 4
+    assert len(list(run.embeddings.iterdir())) == 2  # those of the weights before are gone
 
 
 def test_kept_embeddings_that_were_cut_are_computed_anew(run, embedded):
     first = evaluate(run)
-    file = next(run.embeddings.glob("*/trained.npy"))
+    file = next(run.embeddings.glob("*/pixels.npy"))
     file.write_bytes(file.read_bytes()[:-100])
     assert evaluate(run).scores == first.scores
-    assert len(embedded) == 2
+    assert embedded[2:] == [300]
 
 
 def test_an_evaluation_without_a_cache_leaves_nothing_and_says_the_same(run, embedded):
@@ -214,7 +215,7 @@ def test_two_of_one_name_are_told_apart(run, embedded, small_store, tmp_path):
 
 
 def test_an_unknown_protocol_is_refused():
-    with pytest.raises(ValueError, match="--also colours: there are depths, knowledge, projection"):
+    with pytest.raises(ValueError, match="--also colours: there are depths, knowledge, projection, sgd_probe"):
         refuse_unknown(["colours"])
     assert not {*ALWAYS} & {*ON_DEMAND}
 
@@ -226,8 +227,8 @@ def test_without_labels_what_needs_them_is_skipped_with_the_reason(run, embedded
     without = replace(found, labels=np.full(len(numbers), -1))
 
     class Unlabelled(type(HERE)):  # type: ignore[misc]
-        def samples(self, *args, **options):
-            return without
+        def samples(self, encoders, store, numbers, *asked):
+            return super().samples(encoders, store, numbers, *asked) if asked else without
 
     evaluation = judge(encoders, small_store, CONFIG, Unlabelled(HERE.cluster, 1))
     assert evaluation.scores == []
@@ -235,3 +236,36 @@ def test_without_labels_what_needs_them_is_skipped_with_the_reason(run, embedded
     assert all("no labels" in reason for reason in evaluation.skipped)
     assert evaluation.confusion is None
     assert json.loads(evaluation.model_dump_json())["health"]["trained"]["uniformity"] < 0
+
+
+def test_masked_methods_have_the_probe_of_their_paper_and_others_on_demand(run, embedded, small_experiment, tmp_path):
+    assert evaluate(run).score("linear_sgd_bn_top1") is None
+    assert evaluate(run, also=("sgd_probe",)).score("linear_sgd_bn_top1") is not None
+    content = small_experiment.model_dump(mode="json") | {"encoder": VIT, "objective": {"name": "mae"}}
+    masked = build_experiment(content)
+    of_mae = Run.prepare(tmp_path / "mae", masked, ["feral", "pretrain"])
+    save_checkpoint(of_mae.checkpoints, fresh_state(masked, CPU), keep=2)
+    evaluation = evaluate(of_mae, also=("sgd_probe",))
+    assert [score.name for score in evaluation.scores].count("linear_sgd_bn_top1") == 1
+    assert evaluation.also == ("sgd_probe",)
+
+
+def test_alignment_is_of_two_views_under_the_augmentation_of_the_run(run, embedded, small_store):
+    """Views without chance are equal, so their distance is 0; the run's own are not, and the same every time."""
+    first = evaluate(run).health["trained"]
+    assert first.alignment is not None
+    assert 0 < first.alignment < 4
+    assert evaluate(run, keep_embeddings=False).health["trained"] == first
+    still = {"views.crop_scale": (1.0, 1.0), "views.crop_ratio": (1.0, 1.0), "views.flip": 0,
+             "views.jitter_probability": 0, "views.grayscale": 0}  # fmt: skip
+    encoders = RunEncoders.of(run)
+    settings = encoders.experiment.override(still).model_dump(mode="json")
+    numbers = small_store.select("test")[::3]  # these are square
+    square = numbers[
+        small_store.column("width").to_numpy()[numbers] == small_store.column("height").to_numpy()[numbers]
+    ]
+    views = HERE.samples(replace(encoders, settings=settings), small_store, square, ("trained",), "pairs").features
+    assert len(square) > 3
+    assert np.allclose(views["trained"], views["trained_view2"], atol=1e-5)
+    changed = HERE.samples(encoders, small_store, square, ("trained",), "pairs").features
+    assert not np.allclose(changed["trained"], changed["trained_view2"], atol=1e-5)

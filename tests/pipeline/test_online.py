@@ -10,7 +10,7 @@ import torch
 
 from pipeline.cluster import cores_each
 from pipeline.evaluate.encoders import RunEncoders
-from pipeline.evaluate.health import health
+from pipeline.evaluate.health import alignment, health
 from pipeline.evaluate.online import OnlineProbe, judge_checkpoint
 from pipeline.evaluate.probes import knn_predictions
 from pipeline.evaluate.validation import held_back
@@ -52,7 +52,9 @@ def test_a_probe_is_the_k_nn_of_training_images_and_nothing_of_the_test_split(ru
     assert found["knn"] == pytest.approx((answers == labels[asked]).mean())
     assert found["queries"] == asked.sum() > 10
     assert len(numbers) == 120
-    assert found["health"] == health(rows).model_dump(mode="json") == found["random"]
+    views = HERE.here(RunEncoders.of(run), small_store, numbers, ("trained",), "pairs")
+    aligned = alignment(views["trained"], views["trained_view2"])
+    assert found["health"] == health(rows, aligned).model_dump(mode="json") == found["random"]
     assert found["step"] == 4
     json.dumps(found)
 
@@ -116,7 +118,7 @@ def test_training_with_probes_is_training_without_them(ray_local, small_store, s
     assert rows[-1]["images_seen"] == 12 * 32
     titles = [curve.title for curve in draw_curves(read_metrics(run.path), rows)]
     assert "k-NN of held-back training images" in titles
-    assert "effective rank of embeddings" in titles
+    assert {"effective rank of embeddings", "alignment of two views"} <= {*titles}
 
 
 def test_what_a_probe_says(run):
