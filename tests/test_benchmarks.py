@@ -47,6 +47,17 @@ def test_curation_is_measured_against_floors_and_a_plain_loop(ray_local: Any) ->
     assert max(row_of(memory, str(row[0]))["decoder"] or 0 for row in memory.rows) > 10  # MB: it was seen at work
 
 
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_embedding_is_measured_beside_a_plain_loop(ray_local: Any) -> None:
+    speed, memory = run("embedding", {"images": 1000, "distinct": 300, "queries": 10, "seconds": 0.1})
+    ours, plain, alone = (row_of(speed, name)["images/s"] for name, *_ in speed.rows)
+    assert min(ours, plain, alone) > 0
+    assert row_of(speed, "feral, on Ray")["÷ plain loop"] == pytest.approx(ours / plain)
+    assert row_of(speed, "feral, on Ray")["÷ encoder alone"] == pytest.approx(ours / alone)
+    assert max(row_of(memory, str(row[0]))["worker"] or 0 for row in memory.rows) > 100  # MB: it was seen at work
+
+
 def test_each_stage_finds_its_kind_of_duplicate() -> None:
     recall, limits, dropped = run("duplicates", {"images": 12, "copied": 6, "side": 160})
     assert [row[0] for row in recall.rows] == list(KINDS)

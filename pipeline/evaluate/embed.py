@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.cache import cached
-from pipeline.evaluate.encoders import ENCODERS, Encoders, digest_of
+from pipeline.evaluate.encoders import ENCODERS, Encoders
 from pipeline.evaluate.outputs import OUTPUTS, PAIRS
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import reading_dataset, to_batch
@@ -87,7 +88,7 @@ class Embedding:
                 "encoder": encoders.digest,
                 "sees": repr(encoders.sees) + (repr(encoders.augmentation) if output == PAIRS else ""),
                 "store": store.manifest.digest,
-                "samples": digest_of([len(numbers), numbers.tolist()]),
+                "samples": sha256(np.ascontiguousarray(numbers, dtype="<i8").tobytes()).hexdigest(),
                 "encoders": names,
                 "output": output,
             }

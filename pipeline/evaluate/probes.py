@@ -8,14 +8,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def nearest(bank: np.ndarray, queries: np.ndarray, k: int, chunk: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and bank rows of the k nearest: (Q, k) each, nearest first. k is at most the bank's size."""
-    keys = F.normalize(torch.from_numpy(bank).float(), dim=1)
-    found = [
-        (F.normalize(torch.from_numpy(part).float(), dim=1) @ keys.T).topk(min(k, len(keys)), dim=1)
-        for part in np.split(queries, range(chunk, len(queries), chunk))
-    ]
-    return torch.cat([top.values for top in found]).numpy(), torch.cat([top.indices for top in found]).numpy()
+def nearest(
+    bank: np.ndarray, queries: np.ndarray, k: int, chunk: int = 1024, block: int = 32_768
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and bank rows of the k nearest: (Q, k) each, nearest first. k is at most the bank's size.
+
+    Of the bank, which may lie in a file, `block` rows are in memory at a time, and (chunk, block) cosines.
+    """
+    k, asked = min(k, len(bank)), F.normalize(torch.from_numpy(queries).float(), dim=1)
+    cosines, rows = torch.full((len(asked), k), -torch.inf), torch.zeros((len(asked), k), dtype=torch.int64)
+    for start in range(0, len(bank), block):
+        keys = F.normalize(torch.from_numpy(bank[start : start + block]).float(), dim=1)
+        for first in range(0, len(asked), chunk):
+            some = slice(first, first + chunk)
+            top = (asked[some] @ keys.T).topk(min(k, len(keys)), dim=1)
+            candidates = torch.cat([cosines[some], top.values], dim=1)  # those of earlier blocks first
+            cosines[some], places = candidates.topk(k, dim=1)
+            rows[some] = torch.cat([rows[some], top.indices + start], dim=1).gather(1, places)
+    return cosines.numpy(), rows.numpy()
 
 
 def knn_predictions(

@@ -27,9 +27,10 @@ class Case:
     def labelled(self) -> "Labelled | str":
         """The labelled samples of both splits, or why there are none to tell apart."""
         known, asked = self.train.labels >= 0, self.test.labels >= 0
+        splits = ((self.train, known), (self.test, asked))  # whole ones stay files, others are copied
         if len(np.unique(self.train.labels[known])) < 2 or not asked.any():
             return "the store has no labels (class folders, .cls or a label column) on both splits"
-        return Labelled(self.train.rows(known), self.test.rows(asked))
+        return Labelled(*(part if all_of.all() else part.rows(all_of) for part, all_of in splits))
 
 
 @dataclass(frozen=True)

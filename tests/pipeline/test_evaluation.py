@@ -32,6 +32,17 @@ def test_nearest_in_chunks_and_with_few_in_the_bank():
     assert np.array_equal(whole[1], parts[1])
 
 
+def test_nearest_reads_the_bank_in_blocks_and_finds_the_same():
+    bank, queries = GENERATOR.normal(size=(50, 4)), GENERATOR.normal(size=(9, 4))
+    cosines, rows = nearest(bank, queries, 12)
+    expected = queries @ bank.T / np.linalg.norm(bank, axis=1) / np.linalg.norm(queries, axis=1)[:, None]
+    assert np.array_equal(rows, np.argsort(-expected, axis=1)[:, :12])
+    for block in (1, 7, 12, 50):
+        found = nearest(bank, queries, 12, chunk=4, block=block)
+        assert np.array_equal(found[1], rows)
+        assert np.allclose(found[0], cosines)
+
+
 def test_the_linear_probe_separates_what_is_linear():
     labels = np.arange(300) % 3
     bank = np.eye(3)[labels] + GENERATOR.normal(scale=0.1, size=(300, 3))
