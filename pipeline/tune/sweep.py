@@ -1,4 +1,38 @@
-"""Sweeps: Ray Tune starts a Ray Train run a trial, and judges each by k-NN on held-out training images."""
+"""Sweeps: Ray Tune starts a Ray Train run a trial, and judges each on held-back training images.
+
+`sweep.json`, in the sweep's directory, is written anew whenever a trial has ended:
+
+    recipe, command             the command is a list of words
+    settings                    {key: value} of all trials
+    space                       {key: {"values": [...]} or {"kind": "loguniform", "low": 1e-4, "high": 1e-2}}; kinds:
+                                uniform, loguniform, randint, lograndint (whole numbers, both ends included)
+    search, stop                "grid", "random" or "tpe"; "none", "asha" or "median"
+    metric                      "knn" or "linear": which of the scores is `score`, the more the better, in [0, 1]
+    cost                        null, "seconds" or "memory": what is minimised beside it
+    images_seen                 of a whole trial; null where it varies
+    trials                      in the order of drawing, those of the search before the repeats:
+        number, changes, seed   {key: value} of `space`; seed is training.seed
+        run                     its run directory, relative to that of the sweep; null: refused
+        state                   finished | stopped (early) | failed | refused (cannot be trained) | running (or waiting)
+        repeat                  null: of the search; "best" or "default": trained with a fresh seed after it
+        score, scores           null and {}: not finished; scores has every metric that was measured
+        curve                   [[images seen, k-NN], ...] while it trained, on fewer images: comparable between trials,
+                                not with `score`
+        images, seconds         of training, steps that count
+        overhead_seconds        wall-clock of the trial beside these: start, saving, waiting, judging, what was lost
+        overhead                {bucket of `pipeline.train.goodput`: seconds}
+        images_per_second, peak_memory_bytes, loss, parameters    null: not known
+        error                   of a failed or refused one, a line
+    front                       numbers of the trials on the Pareto front of score and cost; []: without cost
+    not_started                 trials that were asked for and that the budget left out; null: no number was asked for
+    budget                      null, or why no more trials were started
+    best                        null: not known yet. Else
+        changes, number         of the trial with the best score; {} and null: the recipe's own settings
+        score_mean, score_std, seeds, scores       of fresh seeds; null, null, 0, []: not confirmed
+        default                 the same four of the recipe's own settings with these seeds, null: not confirmed
+        confirmed               whether it is better than these by more than seeds and images explain
+        verdict                 this in a sentence
+"""
 
 import json
 from dataclasses import dataclass
