@@ -26,9 +26,16 @@ ONLINE_QUERY_SHARE = 0.25  # while it goes on, of few images
 class Validation:
     """What an encoder is worth on held-back training images."""
 
-    scores: dict[Metric, float]  # in [0, 1]
-    queries: int
+    hits: dict[Metric, np.ndarray]  # (queries,) bool: which images it was right about
     probe: dict[str, Any]  # the same as while it trained, on few of the images: an event `probe`
+
+    @property
+    def scores(self) -> dict[Metric, float]:
+        return {metric: float(hits.mean()) for metric, hits in self.hits.items()}
+
+    @property
+    def queries(self) -> int:
+        return len(self.hits["knn"])
 
 
 def validate(
@@ -48,16 +55,16 @@ def validate(
     encoders = RunEncoders.of(run)
     found = Embedding(experiment.cluster, cores_each(sharing)).samples(encoders, store, numbers, names=("trained",))
     rows, labels = found.features["trained"], found.labels
-    scores: dict[Metric, float] = {"knn": knn_accuracy(rows, labels, is_query, experiment)}
+    hits: dict[Metric, np.ndarray] = {"knn": knn_hits(rows, labels, is_query, experiment)}
     if metric == "linear":
         answers, _ = linear_predictions(
             rows[~is_query], labels[~is_query], rows[is_query], experiment.evaluation.linear_iterations
         )
-        scores["linear"] = float((answers == labels[is_query]).mean())
+        hits["linear"] = answers == labels[is_query]
     few, asked = held_back(known, online_images, ONLINE_QUERY_SHARE)
     places = np.searchsorted(numbers, few)  # fewer of the same images
     probe = probed(encoders.step, rows[places], labels[places], asked, experiment)
-    return Validation(scores, int(is_query.sum()), probe)
+    return Validation(hits, probe)
 
 
 def probed(
@@ -66,15 +73,17 @@ def probed(
     """What the event `probe` says of embeddings (N, dim): their health, and with labels (N,) the k-NN accuracy."""
     found: dict[str, Any] = {"step": step, "knn": None, "queries": 0}
     if labels is not None:
-        found |= {"knn": knn_accuracy(rows, labels, is_query, experiment), "queries": int(is_query.sum())}
+        hits = knn_hits(rows, labels, is_query, experiment)
+        found |= {"knn": float(hits.mean()), "queries": len(hits)}
     return found | {"health": health(rows).model_dump(mode="json")}
 
 
-def knn_accuracy(rows: np.ndarray, labels: np.ndarray, is_query: np.ndarray, experiment: Experiment) -> float:
+def knn_hits(rows: np.ndarray, labels: np.ndarray, is_query: np.ndarray, experiment: Experiment) -> np.ndarray:
+    """Which queries, in order, their nearest neighbours among the others are right about."""
     config = experiment.evaluation
     k = min(config.neighbours, int((~is_query).sum()))
     answers = knn_predictions(rows[~is_query], labels[~is_query], rows[is_query], k, config.neighbour_temperature)
-    return float((answers == labels[is_query]).mean())
+    return answers == labels[is_query]
 
 
 def held_back(numbers: np.ndarray, most: int, share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -85,9 +85,7 @@ def _steps_done(run: Run) -> int:
     return checkpoint.step if checkpoint else 0
 
 
-def _run_workers(
-    trainer: Any, run: Run, probe: OnlineProbe | None, on_row: OnRow, tell: Tell
-) -> BaseException | None:
+def _run_workers(trainer: Any, run: Run, probe: OnlineProbe | None, on_row: OnRow, tell: Tell) -> BaseException | None:
     """Lets Ray train in a thread, for signals reach only the main one; returns what it failed with."""
     append_event(run.path, "fit")
     failed: list[BaseException] = []

@@ -80,7 +80,7 @@ class Space:
                 build(corner)
             except ValueError as error:
                 reasons.append(str(error))
-                faults |= {name: reasons[-1] for name in names - faults.keys()}
+                faults |= dict.fromkeys(names - faults.keys(), reasons[-1])
             else:
                 possible |= names
         for name, reason in faults.items():
@@ -107,7 +107,10 @@ def parse_space(arguments: list[str]) -> Space:
     Raises:
         ValueError: no setting is varied, or a range is no range.
     """
-    fixed, lists, ranges, drawn = {}, {}, {}, False
+    fixed: dict[str, Any] = {}
+    lists: dict[str, list[Any]] = {}
+    ranges: dict[str, Range] = {}
+    drawn = False
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not key:
