@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from pipeline.tune.sweep import Plan
 
 NO_PBT = (
-    "--stop pbt: population based training changes settings while it trains. What it finds is a schedule, which a "
-    "recipe cannot hold and fresh seeds cannot repeat, and its trials, Ray Train runs, hold no checkpoint that Ray Tune "
-    "could hand on: use --stop asha, and sweep the settings of the curves (optimizer.warmup, optimizer.schedule, "
+    "--stop pbt: population based training changes settings while it trains. What it finds is a schedule, which "
+    "no recipe can hold and fresh seeds cannot repeat, and its trials, Ray Train runs, hold no checkpoint for Ray Tune "
+    "to hand on: use --stop asha, and sweep the settings of the curves (optimizer.warmup, optimizer.schedule, "
     "optimizer.final_weight_decay)"
 )
 

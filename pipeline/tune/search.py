@@ -76,7 +76,7 @@ class Search:
         self._left = iter(space.combinations()) if kind == "grid" else None
         for event in read_events(directory):
             if event["event"] == "draw":
-                self._again(event)
+                self._take(self._ask(event["params"]))
 
     def __iter__(self) -> Iterator[Draw]:
         """New draws, also those that are refused, until nothing new is left."""
@@ -107,13 +107,13 @@ class Search:
         if self._left is not None:
             known = [draw.changes for draw in self.drawn]
             for changes in self._left:
-                if changes not in known and (draw := self._new(self._ask(changes), changes)) is not None:
+                if changes not in known and (draw := self._new(self._ask(self._params(changes)))) is not None:
                     return draw
             return None
         tries = 0
         while tries < 10 * PATIENCE and not self._exhausted:
             trial = self._ask(None, at_random=tries >= PATIENCE)
-            if (draw := self._new(trial, self._changes(trial.params))) is not None:
+            if (draw := self._new(trial)) is not None:
                 return draw
             tries += 1
         return None
@@ -125,34 +125,35 @@ class Search:
             combinations *= len(values)
         return not self.space.ranges and len(self._seen) >= combinations
 
-    def _ask(self, changes: dict[str, Any] | None, *, at_random: bool = False) -> "optuna.Trial":
+    def _ask(self, params: dict[str, Any] | None, *, at_random: bool = False) -> "optuna.Trial":
         from optuna.samplers import RandomSampler, TPESampler
 
         number = len(self.study.get_trials(deepcopy=False))
         seed = random.Random(f"{self.seed} {number}").getrandbits(32)
         self.study.sampler = RandomSampler(seed) if at_random or self.kind != "tpe" else TPESampler(seed=seed)
-        if changes is not None:
-            self.study.enqueue_trial(
-                {key: json.dumps(value) if key in self.space.lists else value for key, value in changes.items()}
-            )
+        if params is not None:
+            self.study.enqueue_trial(params)
         return self.study.ask(self.distributions)
 
+    def _params(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """As Optuna takes them: values of lists as JSON, for it knows plain values only."""
+        return {key: json.dumps(value) if key in self.space.lists else value for key, value in changes.items()}
+
     def _changes(self, params: dict[str, Any]) -> dict[str, Any]:
-        return {key: json.loads(value) if key in self.space.lists else value for key, value in params.items()}
+        """In the order of the space, for people: drawn numbers have four digits."""
+        found = {}
+        for key in self.space.varied:
+            value = params[key]
+            found[key] = json.loads(value) if key in self.space.lists else _short(value)
+        return found
 
-    def _new(self, trial: "optuna.Trial", changes: dict[str, Any]) -> Draw | None:
+    def _new(self, trial: "optuna.Trial") -> Draw | None:
         """The draw that a trial of Optuna's is, noted; None: it was there before."""
-        draw = self._take(trial, changes)
-        append_event(
-            self.directory, "draw", changes=changes, again=draw is None, refused=draw.refused if draw else None
-        )
-        return draw
+        append_event(self.directory, "draw", params=trial.params)
+        return self._take(trial)
 
-    def _again(self, event: dict[str, Any]) -> None:
-        """A draw that an earlier command made."""
-        self._take(self._ask(event["changes"]), event["changes"])
-
-    def _take(self, trial: "optuna.Trial", changes: dict[str, Any]) -> Draw | None:
+    def _take(self, trial: "optuna.Trial") -> Draw | None:
+        changes = self._changes(trial.params)
         try:
             experiment, refused = self.build(changes), None
             name = experiment.digest
@@ -171,10 +172,14 @@ class Search:
         return draw
 
 
+def _short(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.4g}")
+
+
 def _distribution(values: "list[Any] | Range") -> "optuna.distributions.BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if isinstance(values, list):  # as JSON: Optuna takes plain values only
+    if isinstance(values, list):
         return CategoricalDistribution([json.dumps(value) for value in values])
     if values.whole:
         return IntDistribution(int(values.low), int(values.high), log=values.log)
