@@ -222,7 +222,7 @@ def begin(plan: Plan, directory: Path) -> None:
     plain = json.loads(json.dumps(mine))
     if differ := [name for name, value in plain.items() if there[name] != value]:
         raise ValueError(
-            f"{directory} holds another sweep: its {', '.join(differ)} differ; give another directory (--to), or the "
+            f"{directory} holds another sweep (other {', '.join(differ)}): give another directory (--to), or the "
             "command that it began with"
         )
 

@@ -92,7 +92,7 @@ def test_combinations_that_cannot_be_trained_are_told_and_the_others_stay():
 def test_a_queue_longer_than_the_store_is_refused_before_it_starts():
     moco = RECIPES["moco_32px"]().override({"objective.num_samples": 2000, "objective.queue_size": 1024})
     space = parse_space(["objective.queue_size=1024,4096", "data.batch_size=128,256"])
-    with pytest.raises(ValueError, match="objective.queue_size=4096 exceeds the 2000 samples"):
+    with pytest.raises(ValueError, match=r"objective\.queue_size=4096 exceeds the 2000 samples"):
         space.refuse_impossible(lambda changes: moco.override(changes).check_model())
 
 
