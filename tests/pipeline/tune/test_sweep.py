@@ -233,7 +233,8 @@ Search.report = lambda self, draw, images, score: draw.number == 1
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=150 * 2**20, log_to_driver=False)
 at_once = concurrent_trials(base.cluster, ray.cluster_resources())
 plan = Plan("r", base, parse_space(["training.seed=0,1"]), "grid", stop="asha", seeds=0)
-sweep(plan, base.data.open(), Path(directory), 2, at_once, lambda line: print(line, flush=True))
+for again in range(2):
+    sweep(plan, base.data.open(), Path(directory), 2, at_once, lambda line: print(line, flush=True))
 """
 
 
@@ -249,6 +250,8 @@ def test_on_two_cpus_trials_wait_for_nothing_and_a_stopped_one_has_saved(small_e
         capture_output=True, text=True, timeout=500, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" starts: ") == 2
+    assert done.stdout.endswith("2 trial(s) had ended before\n")
     first, second = json.loads((tmp_path / "s" / "sweep.json").read_text())["trials"]
     assert (first["state"], first["images"]) == ("finished", 96_000)
     assert [images for images, _ in first["curve"]] == [10_688, 32_000, 96_000]
