@@ -241,15 +241,17 @@ for again in range(2):
 
 @pytest.mark.cluster
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_on_two_cpus_trials_wait_for_nothing_and_a_stopped_one_has_saved(small_experiment, tmp_path):
     base = small_experiment.override(
         {"training.images_seen": 32 * 2000, "training.log_every": 20, "training.checkpoint_every": 2000}
     )
     (tmp_path / "s").mkdir()
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}  # of the session's Ray
+    clean |= QUIET_RAY | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
         [sys.executable, "-c", ON_TWO_CPUS, base.model_dump_json(), str(tmp_path / "s")],
-        capture_output=True, text=True, timeout=500, env=clean | QUIET_RAY | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True, text=True, timeout=850, env=clean,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" starts: ") == 2
