@@ -53,10 +53,10 @@ def compare(
         typer.echo(f"{len(found)} recipes × {seeds} seeds, {images} images seen each, in {directory}")
         trials = read_trials(found, seeds, directory, store)
         if not all(trial.evaluation for trial in trials):
-            with connected(address, cpus=cluster.cpus + 1, offer=at_once * cluster.cpus + 1):
+            with connected(address, cpus=cluster.cpus, offer=at_once * cluster.cpus):
                 import ray
 
-                at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources().get("CPU", 0)))
+                at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources()))
                 trials = run_comparison(
                     found,
                     seeds,

@@ -139,7 +139,8 @@ def report(
     from pipeline.report.comparison import COMPARISON
     from pipeline.report.comparison_page import write_comparison_page
     from pipeline.report.run_report import write_report
-    from pipeline.report.sweep_page import SWEEP, write_sweep_page
+    from pipeline.report.sweep_page import write_sweep_page
+    from pipeline.tune.sweep import FILE as SWEEP
     from pipeline.run import Run
 
     if (directory / COMPARISON).exists():

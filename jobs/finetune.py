@@ -73,10 +73,10 @@ def finetune(
         typer.echo(f"{len(budgets)} budgets of labels × {draws} draws × 2, in {directory}")
         trials = read_trials(found, draws, directory, store)
         if not all(trial.evaluation for trial in trials):
-            with connected(address, cpus=cluster.cpus + 1, offer=at_once * cluster.cpus + 1):
+            with connected(address, cpus=cluster.cpus, offer=at_once * cluster.cpus):
                 import ray
 
-                at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources().get("CPU", 0)))
+                at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources()))
                 trials = compare(found, draws, directory, store, at_once, typer.echo, write)
         rows = write(trials)
     show(columns(opened), rows)

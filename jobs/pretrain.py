@@ -1,5 +1,6 @@
 """`feral pretrain`: a recipe and a store become an evaluated encoder, in one run directory."""
 
+import json
 import os
 import sys
 import time
@@ -19,6 +20,9 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADD
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="one of `feral recipes`")],
     settings: Annotated[list[str] | None, typer.Argument(metavar="key=value …", help="see `feral show RECIPE`")] = None,
+    override: Annotated[
+        Path | None, typer.Option(help="JSON of settings, as best.json of a sweep; those typed here come after it")
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="run directory; default: runs/RECIPE-DIGEST")] = None,
     address: Address = None,
 ) -> None:
@@ -29,8 +33,24 @@ def pretrain(
     from jobs.recipes import find_recipe
     from pipeline.experiment import parse_overrides
 
-    experiment = find_recipe(recipe)().override(absolute_paths(parse_overrides(settings or [])))
+    changes = (read_override(override) if override else {}) | parse_overrides(settings or [])
+    experiment = find_recipe(recipe)().override(absolute_paths(changes))
     pretrain_run(experiment, run or Path("runs") / f"{recipe}-{experiment.digest[:8]}", address)
+
+
+def read_override(path: Path) -> dict[str, Any]:
+    """Settings from a file.
+
+    Raises:
+        ValueError: it cannot be read, or is no JSON object.
+    """
+    try:
+        changes = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--override {path} cannot be read: {error}") from None
+    if not isinstance(changes, dict):
+        raise ValueError(f'--override {path} holds no settings: write {{"objective.temperature": 0.2, …}}')
+    return changes
 
 
 def absolute_paths(changes: dict[str, Any]) -> dict[str, Any]:

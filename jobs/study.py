@@ -73,10 +73,10 @@ def study(
         trials = read_trials(found, seeds, directory, store)
         if not all(trial.evaluation for trial in trials):
             cluster = found[0].experiment.cluster
-            with connected(address, cpus=cluster.cpus + 1, offer=at_once * cluster.cpus + 1):
+            with connected(address, cpus=cluster.cpus, offer=at_once * cluster.cpus):
                 import ray
 
-                at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources().get("CPU", 0)))
+                at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources()))
                 trials = compare(
                     found,
                     seeds,

@@ -15,8 +15,9 @@ from pipeline.report.page import Part, link_to, write_page
 from pipeline.report.plots import Line, Plot, dot, line, plot
 from pipeline.train.goodput import duration
 from pipeline.tune.importance import METHOD, importances
+from pipeline.tune.sweep import FILE
 
-SWEEP, PAGE = "sweep.json", "sweep.html"
+PAGE = "sweep.html"
 METRICS = {"knn": "k-NN", "linear": "linear probe"}
 STATES = ("finished", "stopped", "failed", "refused", "running")
 
@@ -30,11 +31,11 @@ def write_sweep_page(directory: Path) -> Path:
         ValueError: there is no sweep in `directory`.
     """
     try:
-        sweep = json.loads((directory / SWEEP).read_text())
+        sweep = json.loads((directory / FILE).read_text())
         return write_page(directory / PAGE, "sweep_page.html", _content(directory, sweep))
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{directory / SWEEP} is no sweep of this version of `feral sweep`: {type(error).__name__} {error}"
+            f"{directory / FILE} is no sweep of this version of `feral sweep`: {type(error).__name__} {error}"
         ) from None
 
 

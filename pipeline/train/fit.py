@@ -4,7 +4,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -45,18 +45,23 @@ def fit(
     on_row: OnRow = lambda row: None,
     tell: Tell = lambda line: None,
     sharing: int = 1,
+    probe: OnlineProbe | None = None,
 ) -> None:
     """Trains until the last step, from the newest checkpoint if there is one; returns at once if nothing is left.
 
     Ray must be connected. SIGTERM and Ctrl-C, once, let the workers save and leave. Workers that leave a node that is
     about to go are started anew at once. `on_row` receives each new row of metrics, `tell` a line for a person. Without
-    GPUs a worker takes as many threads as its node has cores for it, when `sharing` runs share them.
+    GPUs a worker takes as many threads as its node has cores for it, when `sharing` runs share them. `probe` judges
+    checkpoints meanwhile; None: as the experiment says.
 
     Raises:
         TrainingFailed: with the cause.
         Stopped: a signal came.
     """
     clear_messages(run.path)
+    images = experiment.evaluation.online_images
+    if probe is None and images:
+        probe = OnlineProbe(run, images, tell)
     idle, before = 0, None
     with _signals(run, tell) as received:
         while (step := _steps_done(run)) < experiment.total_steps:
@@ -66,7 +71,8 @@ def fit(
             if idle == PATIENCE:
                 raise TrainingFailed(f"the workers left {PATIENCE} times without a step gained after step {step}")
             before = step
-            error = _run_workers(_trainer(experiment, run, sharing), run, on_row, tell)
+            trainer = _trainer(experiment, run, sharing, probe.at if probe else ())
+            error = _run_workers(trainer, run, probe, on_row, tell)
             failure = read_failure(run.path)
             if failure is not None:
                 raise TrainingFailed(failure["message"])
@@ -79,11 +85,9 @@ def _steps_done(run: Run) -> int:
     return checkpoint.step if checkpoint else 0
 
 
-def _run_workers(trainer: Any, run: Run, on_row: OnRow, tell: Tell) -> BaseException | None:
+def _run_workers(trainer: Any, run: Run, probe: OnlineProbe | None, on_row: OnRow, tell: Tell) -> BaseException | None:
     """Lets Ray train in a thread, for signals reach only the main one; returns what it failed with."""
     append_event(run.path, "fit")
-    images = run.experiment.evaluation.online_images
-    probe = OnlineProbe(run, images, tell) if images else None
     failed: list[BaseException] = []
 
     def train() -> None:
@@ -107,7 +111,7 @@ def _run_workers(trainer: Any, run: Run, on_row: OnRow, tell: Tell) -> BaseExcep
     return failed[0] if failed else None
 
 
-def _trainer(experiment: Experiment, run: Run, sharing: int) -> Any:
+def _trainer(experiment: Experiment, run: Run, sharing: int, save_at: Sequence[int]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -123,6 +127,7 @@ def _trainer(experiment: Experiment, run: Run, sharing: int) -> Any:
             "run": str(run.path),
             "experiment": experiment.model_dump(mode="json"),
             "sharing": sharing,
+            "save_at": list(save_at),
         },
         scaling_config=ScalingConfig(
             num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,

@@ -1,7 +1,7 @@
 """The one training loop. It holds no method's name, and needs neither Ray nor files."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
@@ -92,6 +92,7 @@ def train(
     optimizer: OptimizerConfig,
     batch_size: int,
     total_steps: int | None,
+    save_at: Container[int] = (),
     prepare: Callable[[Raw], Batch] = lambda raw: raw,  # type: ignore[assignment, return-value]
     account: Callable[[Raw], tuple[int, int]] = lambda raw: (0, 0),
     on_step: Callable[[int], None] = lambda step: None,
@@ -102,6 +103,7 @@ def train(
     """Trains on `batches`, which must begin with the batch of step `state.step`; moves `state` in place.
 
     Args:
+        save_at: steps after which a checkpoint is due, beside those that `training` asks for.
         prepare: makes a Batch on the device of what the stream yields.
         account: of a batch, the fingerprint of its samples and the reads that were tried again; summed in `LogRow`.
         on_step: called on every rank after each step.
@@ -140,7 +142,8 @@ def train(
         coming = fetch()  # while the device is still at the step
         log = state.step % training.log_every == 0
         leaving = (log or state.step % look_every == 0) and must_leave()
-        save = leaving or state.step == total_steps or state.step % training.checkpoint_every == 0
+        due = state.step % training.checkpoint_every == 0 or state.step in save_at
+        save = leaving or due or state.step == total_steps
         if log or save:
             row = meter.row(rate)
             on_log(row)

@@ -1,7 +1,7 @@
 """What runs on every worker of Ray Train: it takes the run up where it stands, and trains on."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +109,7 @@ def train_worker(config: dict[str, Any]) -> None:
     start = broadcast_from_rank_zero(Start.look(run) if rank == 0 else None)
     if start is None:
         return
-    worker = Worker(run, experiment, start, device, rank, context.get_world_size(), began)
+    worker = Worker(run, experiment, start, device, rank, context.get_world_size(), began, config["save_at"])
     try:
         worker.train()
     except NotFinite as error:  # on all ranks alike: none is left to be restarted
@@ -131,10 +131,11 @@ class Worker:
         rank: int,
         world_size: int,
         began: float,
+        save_at: Sequence[int],
     ) -> None:
         self.run, self.experiment, self.device = run, experiment, device
         self.rank, self.world_size, self.began = rank, world_size, began
-        self.attempt, self.skips = start.attempt, start.skips
+        self.attempt, self.skips, self.save_at = start.attempt, start.skips, save_at
         log = run.path / "logs" / f"hang-{self.attempt.number:03d}-rank{rank}.txt"
         self.alarm = Alarm(log, experiment.cluster.hang_seconds)
         self.stream = open_stream(experiment, experiment.data.open())
@@ -200,6 +201,7 @@ class Worker:
                 optimizer=experiment.optimizer,
                 batch_size=experiment.data.batch_size,
                 total_steps=experiment.total_steps,
+                save_at=self.save_at,
                 prepare=lambda columns: to_batch(columns, self.views, self.device),
                 account=lambda columns: (
                     fingerprint(columns["number"], columns["visit"]),

@@ -1,6 +1,5 @@
-"""The main job on a real Ray: train, evaluate, report, resume, sweep, and the demo."""
+"""The main job on a real Ray: train, evaluate, report, resume, and the demo."""
 
-import json
 import os
 import subprocess
 import sys
@@ -75,28 +74,6 @@ def test_clip_is_judged_by_zero_shot_and_retrieval(ray_local, small_store, tmp_p
     zero_shot = evaluation.score("zero_shot_top1")
     assert zero_shot is not None
     assert zero_shot.raw_pixels > 0.9  # captions name the colour
-
-
-@pytest.mark.cluster
-@pytest.mark.slow
-@pytest.mark.long
-def test_a_sweep_tries_every_combination_and_resumes(ray_local, small_store, tmp_path, capsys):
-    from pipeline.tune.plot import plot_sweep
-    from pipeline.tune.space import parse_space
-    from pipeline.tune.sweep import sweep
-
-    experiment = tiny_experiment(small_store.path).override({"training.images_seen": 64})
-    space = parse_space(["objective.temperature=0.2,0.5", "training.seed=0"])
-    lines: list[str] = []
-    trials = sweep(experiment, space, tmp_path, 1, concurrent=1, tell=lines.append)
-    assert [trial.error for trial in trials] == [None, None]
-    assert {trial.changes["objective.temperature"] for trial in trials} == {0.2, 0.5}
-    assert all(trial.knn is not None and 0 < trial.knn <= 1 for trial in trials)
-    assert trials[0].knn >= trials[1].knn  # type: ignore[operator]
-    assert all(Run.open(Path(trial.run)).newest_checkpoint() for trial in trials)
-    assert len(json.loads((tmp_path / "sweep.json").read_text())) == 2
-    assert plot_sweep(trials, space.varied, tmp_path / "sweep.png").stat().st_size > 5000
-    assert sum(line.startswith("k-NN") for line in lines) == 2
 
 
 @pytest.mark.cluster

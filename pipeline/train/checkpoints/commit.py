@@ -105,6 +105,11 @@ def step_directories(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(filter(_NAME.fullmatch, names), key=_order)]
 
 
+def step_of(path: Path) -> int:
+    """Which step a checkpoint's directory is of, by its name."""
+    return _order(path.name)[0]
+
+
 def step_directory(directory: Path, step: int) -> Path:
     """A path for a new checkpoint, where nothing is yet."""
     path, again = directory / f"step_{step:09d}", 0
