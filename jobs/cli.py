@@ -7,6 +7,7 @@ import typer
 from jobs import (
     bench,
     compare,
+    continual,
     curate,
     demo,
     embed,
@@ -33,6 +34,8 @@ app.command("select")(select.select)
 app.command("block")(select.block)
 app.command("verify")(verify.verify)
 app.command("pretrain")(pretrain.pretrain)
+app.command("continue")(continual.continue_)
+app.command("cooldown")(continual.cooldown)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("finetune")(finetune.finetune)

@@ -26,6 +26,7 @@ from pipeline.stream.views import ViewsConfig
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.cost import cost_of
 from pipeline.train.goodput import BUCKETS, duration, goodput, goodput_line, percent
+from pipeline.train.inputs import inputs_of
 from pipeline.train.record import Rows, attempts, read_all_metrics, read_events, surviving
 from pipeline.tune.finetune_table import read_table
 from ssl_models.objectives import MAE, OBJECTIVES, build_objective
@@ -116,7 +117,7 @@ def _content(run: Run) -> dict[str, Any]:
         "time": spent,
         "restarts": len(spent.content["attempts"] if spent.content else attempts(rows)) - 1,
         "operations": operations(experiment.views),
-        "views": of_store(lambda store: pictures.training_views(experiment, store)),
+        "views": of_store(lambda store: pictures.training_views(experiment)),
         "neighbours": found,
         "map": of_store(lambda store: drawn_map(evaluation, store)) if evaluation and evaluation.map else None,
         "confusion": confusion_table(evaluation.confusion) if evaluation and evaluation.confusion else None,
@@ -124,6 +125,7 @@ def _content(run: Run) -> dict[str, Any]:
         "reconstructions": rebuilt,
         "retrieved": retrieved,
         "data": of_store(data_summary),
+        "inputs": _part(lambda: inputs_of(run)) if experiment.data.replay else None,  # else no such table
         "commands": [
             {**note, "line": shlex.join(note["command"]), "versions": {"python": note["python"], **note["packages"]}}
             for note in run.commands
@@ -141,9 +143,9 @@ def headline(experiment: Experiment, rows: Rows, checkpoint: Checkpoint | None, 
         encoder = build_objective(experiment.objective, experiment.encoder).encoder
     step = max(rows[-1]["step"] if rows else 0, checkpoint.step if checkpoint else 0)
     images = None
-    if store is not None:
+    if store is not None and not experiment.data.replay:  # of several stores, the table of the data tells it
         images = len(experiment.training_samples(store)[0])
-    seen = step * experiment.data.batch_size
+    seen = max(0, step - experiment.training.continue_step) * experiment.data.batch_size
     return {
         "objective": OBJECTIVES[experiment.objective.name].__name__,
         "encoder": experiment.encoder.name,

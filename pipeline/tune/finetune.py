@@ -12,7 +12,7 @@ from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.store import DEFAULT, Store
 from pipeline.run import Run
 from pipeline.stream.views import ViewsConfig
-from pipeline.train.start import newest_digest
+from pipeline.train.start import newest_of
 from pipeline.tune.compare import Contender
 from ssl_models.encoders import ImageEncoder
 from ssl_models.objectives.supervised import Supervised
@@ -108,7 +108,7 @@ def arms(
     Raises:
         ValueError: a budget that the store has not, or an encoder that is not the run's.
     """
-    start = {"training.start_from": str(run.path), "training.start_digest": newest_digest(str(run.path))}
+    start = {"training.start_from": str(run.path), "training.start_digest": newest_of(str(run.path), "RUN").digest}
     found = []
     for budget in budgets:
         experiment = base.override({"data.labels": budget.share, "data.shots": budget.shots}).fitted(store)
