@@ -29,12 +29,22 @@ Also = Annotated[
         "the projector); may be given again"
     ),
 ]
+Chain = Annotated[
+    bool, typer.Option("--chain", help="encoders and stores are those of one training that goes on, oldest first")
+]
 
 
 def evaluate(
-    encoders: Encoder, on: On = None, to: To = Path("evaluations"), also: Also = None, address: Address = None
+    encoders: Encoder,
+    on: On = None,
+    to: To = Path("evaluations"),
+    also: Also = None,
+    chain: Chain = False,
+    address: Address = None,
 ) -> None:
     """Judges a run again and writes its report; or any encoders, ours or others', on any stores, in one table.
+
+    With --chain also tells what was forgotten of each store, here and in the report of the last run.
 
     Example: feral evaluate runs/simclr timm:resnet18@weights.safetensors --on stores/cifar10 --on stores/pets
     """
@@ -45,8 +55,12 @@ def evaluate(
     from pipeline.run import Run
 
     refuse_unknown(also or [])
+    if chain and len(encoders) < 2:
+        raise ValueError("--chain compares an encoder with earlier ones: name two or more, oldest first")
     if on or len(encoders) > 1 or not Path(encoders[0], "experiment.json").exists():
-        _judge_all(encoders, on or [], to, also or [], address)
+        found = _judge_all(encoders, on or [], to, also or [], address)
+        if chain:
+            _tell_forgotten(found, encoders[-1], to)
         return
     opened = Run.open(Path(encoders[0]))
     with connected(address, cpus=opened.experiment.cluster.cpus):
@@ -54,7 +68,7 @@ def evaluate(
     typer.echo(f"report {write_report(opened)}")
 
 
-def _judge_all(names: list[str], on: list[Path], to: Path, also: list[str], address: str | None) -> None:
+def _judge_all(names: list[str], on: list[Path], to: Path, also: list[str], address: str | None) -> "list[Judged]":
     from pipeline.cluster import ClusterConfig, connected
     from pipeline.evaluate.embed import Embedding
     from pipeline.evaluate.encoders import RunEncoders
@@ -76,6 +90,29 @@ def _judge_all(names: list[str], on: list[Path], to: Path, also: list[str], addr
     _print(found)
     (to / "table.md").write_text(markdown(found, shlex.join(["feral", *sys.argv[1:]])))
     typer.echo(f"{to / 'table.md'}; all scores of each, with intervals and protocols, are in the .json files beside it")
+    return found
+
+
+def _tell_forgotten(found: "list[Judged]", last: str, to: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.evaluate.forgetting import forgetting, write_forgetting
+    from pipeline.report.run_report import write_report
+    from pipeline.run import Run
+
+    matrix = forgetting(found)
+    titles, *lines = matrix.table
+    shown = Table(*titles, title="forgotten: best value of an earlier encoder less the last one's")
+    for line in lines:
+        shown.add_row(*line)
+    console = Console()
+    Console(width=max(console.width, 100)).print(shown)
+    typer.echo(str(write_forgetting(matrix, to)))
+    if Path(last, "experiment.json").exists():
+        run = Run.open(Path(last))
+        write_forgetting(matrix, run.path)
+        typer.echo(f"report {write_report(run)}")
 
 
 def _print(found: "list[Judged]") -> None:

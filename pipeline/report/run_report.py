@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 import torch
 
+from pipeline.evaluate.forgetting import read_forgetting
 from pipeline.evaluate.health import complaint
 from pipeline.experiment import Experiment, describe
 from pipeline.ingest.selection import read_selection
@@ -102,6 +103,7 @@ def _content(run: Run) -> dict[str, Any]:
     if issubclass(OBJECTIVES[experiment.objective.name], ImageTextObjective):
         retrieved = of_checkpoint(lambda checkpoint, store: pictures.retrieved_captions(experiment, checkpoint, store))
     finetuned = _part(lambda: read_table(run))
+    forgotten = _part(lambda: read_forgetting(run.path))
     found = of_store(lambda store: pictures.neighbours(evaluation, store)) if evaluation else Part()
     return {
         "run": run,
@@ -125,6 +127,7 @@ def _content(run: Run) -> dict[str, Any]:
         "reconstructions": rebuilt,
         "retrieved": retrieved,
         "data": of_store(data_summary),
+        "forgotten": forgotten if forgotten.content or forgotten.missing else None,
         "inputs": _part(lambda: inputs_of(run)) if experiment.data.replay else None,  # else no such table
         "commands": [
             {**note, "line": shlex.join(note["command"]), "versions": {"python": note["python"], **note["packages"]}}

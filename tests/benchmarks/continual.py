@@ -11,13 +11,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
@@ -45,7 +45,7 @@ OVERALL = "all classes"
 def main(
     store: Path,
     dumps: Annotated[int, Field(ge=2)] = 4,
-    images: Annotated[int, Field(ge=512)] = 25_000,
+    images: Annotated[int, Field(ge=16)] = 25_000,
     share: Annotated[float, Field(gt=0, lt=1)] = 0.25,
     seeds: Annotated[int, Field(ge=1)] = 1,
     batch: Annotated[int, Field(ge=16, multiple_of=16)] = 256,
@@ -76,11 +76,8 @@ def _split(store: Store, dumps: int) -> list[str]:
     columns = store.columns("id", "split")
     names = []
     for number, classes in enumerate(np.array_split(np.arange(len(store.manifest.classes)), dumps), 1):
-        others = pa.array(np.where(np.isin(labels, classes), None, "other_dump"), pa.string())
-        reasons = pa.array(
-            [own or other for own, other in zip(decisions["reason"].to_pylist(), others.to_pylist(), strict=True)],
-            pa.string(),
-        )
+        here = pa.array(np.isin(labels, classes))
+        reasons = pc.if_else(here, decisions["reason"], pc.coalesce(decisions["reason"], "other_dump"))
         names.append(f"dump{number}")
         write_selection(
             store.path, names[-1], store.manifest.index_sha256, columns["id"], columns["split"],
@@ -106,6 +103,7 @@ class _Way:
 
     after: list[dict[str, float]] = field(default_factory=list)
     images: int = 0
+    cooldown: int = 0  # of these, in the cooldown
     seconds: float = 0.0  # of training, without judging
 
 
@@ -141,8 +139,12 @@ def _ways(folder: Path, store: Path, names: Sequence[str], first: Experiment, sh
             run = _trained(folder / way / name, continued(run.experiment, run.path, changes), found)
             found.after.append(_judged(run, store, names))
         ways[way] = _cooled(folder / way / "cooldown", run, store, names, found)
-    everything = {"data.selection": names[-1], "data.replay": [f"{store}@{name}" for name in names[:-1]],
-                  "data.replay_share": None, "training.images_seen": len(names) * first.training.images_seen}  # fmt: skip
+    everything = {
+        "data.selection": names[-1],
+        "data.replay": [f"{store}@{name}" for name in names[:-1]],
+        "data.replay_share": None,
+        "training.images_seen": len(names) * first.training.images_seen,
+    }
     found = _Way()
     run = _trained(folder / "scratch" / "run", first.override(everything), found)
     found.after.append(_judged(run, store, names))
@@ -153,7 +155,9 @@ def _ways(folder: Path, store: Path, names: Sequence[str], first: Experiment, sh
 def _cooled(path: Path, run: Run, store: Path, names: Sequence[str], found: _Way) -> _Way:
     """Anneals what was trained last, for 15 % of a dump's images."""
     images = max(run.experiment.data.batch_size, round(COOLDOWN_SHARE * found.images / len(names)))
+    before = found.images
     cooled = _trained(path, cooled_down(run.experiment, run.path, {"training.images_seen": images}), found)
+    found.cooldown = found.images - before
     found.after.append(_judged(cooled, store, names))
     return found
 
@@ -206,26 +210,16 @@ def _scores(ways: dict[str, list[_Way]], names: Sequence[str]) -> Table:
         plateau, cooled = ([100 * way.after[at][OVERALL] for way in found] for at in (-2, -1))
         spread = float(np.std(cooled, ddof=1)) if len(found) > 1 else None
         lost = None if name == SCRATCH else mean(100 * _forgetting(way, names).mean_of_older for way in found)
-        every = sum(accumulate([1] * len(names))) / len(names) if name == SCRATCH else 1.0
-        images = found[0].images
-        rows.append((
-            name, mean(plateau), mean(cooled), spread, lost, images, mean(way.seconds / 60 for way in found),
-            round(images * every),
-        ))  # fmt: skip
-    columns = (
-        "way",
-        "k-NN %, plateau",
-        "k-NN %, cooled",
-        "± seeds",
-        "forgotten, points",
-        "images",
-        "minutes",
-        "images, an encoder a dump",
-    )
+        dumps = len(names)
+        trained = range(1, dumps + 1) if name == SCRATCH else [1] * dumps  # dumps that are trained on when one lands
+        every = sum(trained) * (found[0].images - found[0].cooldown) // dumps + dumps * found[0].cooldown
+        minutes = mean(way.seconds / 60 for way in found)
+        rows.append((name, mean(plateau), mean(cooled), spread, lost, found[0].images, minutes, every))
+    columns = ("way", "plateau", "cooled", "± seeds", "forgotten", "images", "minutes", "images, each dump")
     note = (
-        f"k-NN of the test images of all classes, after {len(names)} dumps; forgotten: best value of an older dump's "
-        "slice after an earlier dump − value after the last, mean of slices, on the plateau; the last column: what it "
-        "takes to have an encoder of everything after every dump"
+        "plateau, cooled: k-NN % of the test images of all classes; forgotten: points between the best value of an "
+        "older dump's test images after an earlier dump and that after the last, mean of dumps, on the plateau; last "
+        "column: images that are seen to have a cooled encoder of everything after each dump"
     )
     return Table(f"{len(names)} dumps", columns, rows, note)
 

@@ -161,7 +161,7 @@ def test_a_resumed_run_needs_the_other_no_more(small_experiment, small_store, ne
     ours.newest_checkpoint().restore(resumed)
     train(again, resumed, 18, rows)
     assert rows == expected
-    with pytest.raises(ValueError, match="has no checkpoint with training.continue_digest="):
+    with pytest.raises(ValueError, match=r"has no checkpoint with training\.continue_digest="):
         again.check(next_store)
 
 
