@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Annotated
@@ -101,6 +101,7 @@ def _linked(source: str, target: str) -> None:
 class _Way:
     """What one way of training gave: after each dump and after the cooldown, k-NN of each slice and of all classes."""
 
+    before: float = 0.0  # k-NN of all classes, of the encoder before its first step
     after: list[dict[str, float]] = field(default_factory=list)
     images: int = 0
     cooldown: int = 0  # of these, in the cooldown
@@ -129,10 +130,11 @@ def _first(store: Path, selection: str, images: int, batch: int, seed: int) -> E
 def _ways(folder: Path, store: Path, names: Sequence[str], first: Experiment, share: float) -> dict[str, _Way]:
     start = _Way()
     begun = _trained(folder / names[0], first, start)
+    start.before = _judged(begun, store, names, "random")[OVERALL]
     start.after.append(_judged(begun, store, names))
     ways = {}
     for way, replay in ((f"going on, {100 * share:g} % replay", True), ("going on, no replay", False)):
-        found, run = _Way([*start.after], start.images, start.seconds), begun
+        found, run = replace(start, after=[*start.after]), begun
         for number, name in enumerate(names[1:], 1):
             older = [f"{store}@{before}" for before in names[:number]] if replay else []
             changes = {"data.selection": name, "data.replay": older, "data.replay_share": share}
@@ -145,7 +147,7 @@ def _ways(folder: Path, store: Path, names: Sequence[str], first: Experiment, sh
         "data.replay_share": None,
         "training.images_seen": len(names) * first.training.images_seen,
     }
-    found = _Way()
+    found = _Way(start.before)
     run = _trained(folder / "scratch" / "run", first.override(everything), found)
     found.after.append(_judged(run, store, names))
     ways[SCRATCH] = _cooled(folder / "scratch" / "cooldown", run, store, names, found)
@@ -189,14 +191,14 @@ def _trained(path: Path, asked: Experiment, way: _Way) -> Run:
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def _judged(run: Run, store: Path, names: Sequence[str]) -> dict[str, float]:
+def _judged(run: Run, store: Path, names: Sequence[str], encoder: str = "trained") -> dict[str, float]:
     """Weighted k-NN among the training images of all classes: of the test images of each dump, and of all."""
     everything, config = Store(store), run.experiment.evaluation
     train_numbers, test_numbers = everything.select("train"), everything.select("test")
     labels = everything.column("label").to_numpy()
     embedding = Embedding(ClusterConfig(), threads=torch.get_num_threads())
     numbers = np.concatenate([train_numbers, test_numbers])
-    rows = embedding.here(RunEncoders.of(run), everything, numbers, ("trained",))["trained"]
+    rows = embedding.here(RunEncoders.of(run), everything, numbers, (encoder,))[encoder]
     bank, queries = rows[: len(train_numbers)], rows[len(train_numbers) :]
     answers = knn_predictions(bank, labels[train_numbers], queries, config.neighbours, config.neighbour_temperature)
     right = answers == labels[test_numbers]
@@ -216,8 +218,9 @@ def _scores(ways: dict[str, list[_Way]], names: Sequence[str]) -> Table:
         minutes = mean(way.seconds / 60 for way in found)
         rows.append((name, mean(plateau), mean(cooled), spread, lost, found[0].images, minutes, every))
     columns = ("way", "plateau", "cooled", "± seeds", "forgotten", "images", "minutes", "images, each dump")
+    random = mean(way.before for found in ways.values() for way in found)
     note = (
-        "plateau, cooled: k-NN % of the test images of all classes; forgotten: points between the best value of an "
+        f"plateau, cooled: k-NN % of the test images of all classes (random encoder: {100 * random:.1f}); forgotten: points between the best value of an "
         "older dump's test images after an earlier dump and that after the last, mean of dumps, on the plateau; last "
         "column: images that are seen to have a cooled encoder of everything after each dump"
     )
