@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 COOLDOWN_SHARE = 0.15  # of the images of the plateau; 10 to 20 % are usual (Hägele et al. 2024, arXiv 2405.18392)
 SETTING = "training.continue_from"
-# What a run does not take from the one that it goes on from.
-_OF_ITS_OWN: dict[str, Any] = {
+# What makes of the experiment of a run that went on, or started, from another one that begins for itself.
+ALONE: dict[str, Any] = {
+    SETTING: None,
     "training.continue_digest": None,
     "training.continue_step": 0,
     "training.cooldown": False,
@@ -36,12 +37,13 @@ def continued(there: "Experiment", run: Path, changes: Mapping[str, Any] | None 
         ValueError: as `Experiment.override`.
     """
     changes = dict(changes or {})
-    own = {**_OF_ITS_OWN, SETTING: str(run)}
+    own = {**ALONE, SETTING: str(run)}
     own |= {key: None for key in ("objective.num_samples",) if hasattr(there.objective, "num_samples")}  # of the stores
     if changes.get("data.store", there.data.store) != there.data.store:
         data = there.data
         here = data.store if data.selection == DEFAULT else f"{data.store}@{data.selection}"
-        own |= {"data.replay": [*data.replay, here], "data.selection": DEFAULT}
+        before = [name for name in (*data.replay, here) if name != changes["data.store"]]
+        own |= {"data.replay": before, "data.selection": DEFAULT}
     return there.override({**own, **changes})
 
 

@@ -12,6 +12,7 @@ from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.store import DEFAULT, Store
 from pipeline.run import Run
 from pipeline.stream.views import ViewsConfig
+from pipeline.train.continuing import ALONE
 from pipeline.train.start import newest_of
 from pipeline.tune.compare import Contender
 from ssl_models.encoders import ImageEncoder
@@ -86,13 +87,13 @@ def base_experiment(there: Experiment, store: str | None, changes: Mapping[str, 
         content["encoder"]["arguments"] |= {"drop_path_rate": 0.1}
     content |= {"objective": objective.model_dump(mode="json"), "optimizer": optimizer.model_dump(mode="json")}
     lanes = content["data"]["lanes"]
-    content["data"] |= {"labels": None, "shots": None, "labels_draw": 0}
+    content["data"] |= {"labels": None, "shots": None, "labels_draw": 0, "replay": []}
     content["data"]["batch_size"] = min(there.data.batch_size, lanes * max(1, BATCH // lanes))
     if store is not None:
         content["data"] |= {"store": store, "selection": DEFAULT}
-    content["training"] |= {"start_from": None, "start_digest": None, "micro_batch": None, "seed": 0}
+    content["training"] |= {"micro_batch": None, "seed": 0}
     content["training"]["images_seen"] = MIN_STEPS * BATCH
-    return build_experiment(content).override(changes)
+    return build_experiment(content).override({**ALONE, **changes})
 
 
 def usual_epochs(base: Experiment) -> int:

@@ -220,9 +220,10 @@ def _scores(ways: dict[str, list[_Way]], names: Sequence[str]) -> Table:
     columns = ("way", "plateau", "cooled", "± seeds", "forgotten", "images", "minutes", "images, each dump")
     random = mean(way.before for found in ways.values() for way in found)
     note = (
-        f"plateau, cooled: k-NN % of the test images of all classes (random encoder: {100 * random:.1f}); forgotten: points between the best value of an "
-        "older dump's test images after an earlier dump and that after the last, mean of dumps, on the plateau; last "
-        "column: images that are seen to have a cooled encoder of everything after each dump"
+        f"plateau, cooled: k-NN % of the test images of all classes (random encoder: {100 * random:.1f}); forgotten: "
+        "points between the best value of an older dump's test images after an earlier dump and that after the last, "
+        "mean of dumps, on the plateau; last column: images that are seen to have a cooled encoder of everything after "
+        "each dump"
     )
     return Table(f"{len(names)} dumps", columns, rows, note)
 

@@ -18,6 +18,7 @@ from pipeline.train.inputs import inputs_of
 from pipeline.train.loop import curves_span
 from pipeline.train.record import Recorder, fingerprint
 from pipeline.train.worker import fresh_state, open_batches
+from pipeline.tune.finetune import base_experiment
 from ssl_models.batch import Step
 from tests.pipeline.stores import curate_here, write_dump
 from tests.pipeline.test_loop import run as train
@@ -163,6 +164,20 @@ def test_a_resumed_run_needs_the_other_no_more(small_experiment, small_store, ne
     assert rows == expected
     with pytest.raises(ValueError, match=r"has no checkpoint with training\.continue_digest="):
         again.check(next_store)
+
+
+def test_a_dump_that_comes_again_is_not_replayed_too(first, next_store, small_store, tmp_path):
+    second = begun(onto(first, next_store, **{"training.images_seen": 64}), tmp_path / "second", next_store)
+    again = continued(second.experiment, second.path, {"data.store": str(small_store.path)})
+    assert again.data.replay == (str(next_store.path),)
+    assert checked(again, small_store).training.continue_step == 14
+
+
+def test_what_went_on_can_be_fine_tuned(first, next_store, small_store):
+    cooled = cooled_down(onto(first, next_store).fitted(next_store), first.path)
+    base = base_experiment(cooled, None, {})
+    assert (base.training.continue_from, base.training.cooldown, base.data.replay) == (None, False, ())
+    assert base.fitted(next_store).total_steps > 0
 
 
 # ---- cooldown ------------------------------------------------------------------------------------------------------
