@@ -154,7 +154,7 @@ def headline(experiment: Experiment, rows: Rows, checkpoint: Checkpoint | None, 
         "encoder": experiment.encoder.name,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "images": images,
-        "data": Path(experiment.data.store).name,
+        "data": Path(experiment.data.store).name + _older(len(experiment.data.replay)),
         "step": step,
         "total": experiment.total_steps,
         "finished": step >= experiment.total_steps,
@@ -163,6 +163,10 @@ def headline(experiment: Experiment, rows: Rows, checkpoint: Checkpoint | None, 
         "passes": seen / images if images else None,
         "cost": cost_of(rows) if rows else None,
     }
+
+
+def _older(count: int) -> str:
+    return f" and {count} older store{'s' if count > 1 else ''}" if count else ""
 
 
 def operations(views: ViewsConfig) -> str:

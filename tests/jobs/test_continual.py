@@ -40,6 +40,7 @@ def test_a_dump_after_the_other_and_a_candidate(ray_local, small_store, tmp_path
     assert [one["consumed"] for one in inputs["stores"]] == [64, 192]
     page = run.report_file.read_text()
     assert "samples consumed" in page
+    assert "on second and 1 older store</h1>" in page
     assert "Not shown" not in page
     again = command.invoke(app, asked, catch_exceptions=False)
     assert "finished already, at step 20" in again.output
