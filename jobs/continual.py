@@ -11,7 +11,9 @@ from jobs.pretrain import Address, absolute_paths, pretrain_run
 if TYPE_CHECKING:
     from pipeline.experiment import Experiment
 
-Before = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run with optimizer.schedule=constant")]
+Before = Annotated[
+    Path, typer.Argument(metavar="RUN", help="a run with optimizer.schedule=constant and optimizer.warmup_images")
+]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="key=value …", help="what is other than in RUN")]
 
 
