@@ -7,6 +7,7 @@ import typer
 from jobs import (
     bench,
     compare,
+    continual,
     curate,
     demo,
     embed,
@@ -34,6 +35,8 @@ app.command("select")(select.select)
 app.command("block")(select.block)
 app.command("verify")(verify.verify)
 app.command("pretrain")(pretrain.pretrain)
+app.command("continue")(continual.continue_)
+app.command("cooldown")(continual.cooldown)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("study")(study.study)

@@ -38,6 +38,9 @@ Masks = Annotated[
         "and masks/ with PNGs of class ids (255: no class); train.txt and val.txt, classes.txt if there are"
     ),
 ]
+Chain = Annotated[
+    bool, typer.Option("--chain", help="encoders and stores are those of one training that goes on, oldest first")
+]
 
 
 def evaluate(
@@ -46,9 +49,12 @@ def evaluate(
     to: To = Path("evaluations"),
     also: Also = None,
     masks: Masks = None,
+    chain: Chain = False,
     address: Address = None,
 ) -> None:
     """Judges a run again and writes its report; or any encoders, ours or others', on any stores, in one table.
+
+    With --chain also tells what was forgotten of each store, here and in the report of the last run.
 
     Example: feral evaluate runs/simclr timm:resnet18@weights.safetensors --on stores/cifar10 --on stores/pets
     """
@@ -60,8 +66,12 @@ def evaluate(
     from pipeline.run import Run
 
     refuse_unknown(also or [])
+    if chain and len(encoders) < 2:
+        raise ValueError("--chain compares an encoder with earlier ones: name two or more, oldest first")
     if on or len(encoders) > 1 or not Path(encoders[0], "experiment.json").exists():
-        _judge_all(encoders, on or [], to, also or [], masks, address)
+        found = _judge_all(encoders, on or [], to, also or [], masks, address)
+        if chain:
+            _tell_forgotten(found, encoders[-1], to)
         return
     opened = Run.open(Path(encoders[0]))
     pictures = read_segmented(masks, opened.experiment.encoder.image_size) if masks else None
@@ -75,7 +85,7 @@ def evaluate(
 
 def _judge_all(
     names: list[str], on: list[Path], to: Path, also: list[str], masks: str | None, address: str | None
-) -> None:
+) -> "list[Judged]":
     from pipeline.cluster import ClusterConfig, connected
     from pipeline.evaluate.embed import Embedding
     from pipeline.evaluate.encoders import RunEncoders
@@ -108,6 +118,29 @@ def _judge_all(
     (to / "table.md").write_text(markdown(found, command))
     page = write_transfer_page(to, found, command)
     typer.echo(f"{page}, table.md; all scores of each, with intervals and protocols, are in the .json files beside it")
+    return found
+
+
+def _tell_forgotten(found: "list[Judged]", last: str, to: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.evaluate.forgetting import forgetting, write_forgetting
+    from pipeline.report.run_report import write_report
+    from pipeline.run import Run
+
+    matrix = forgetting(found)
+    titles, *lines = matrix.table
+    shown = Table(*titles, title="forgotten: best value of an earlier encoder less the last one's")
+    for line in lines:
+        shown.add_row(*line)
+    console = Console()
+    Console(width=max(console.width, 100)).print(shown)
+    typer.echo(str(write_forgetting(matrix, to)))
+    if Path(last, "experiment.json").exists():
+        run = Run.open(Path(last))
+        write_forgetting(matrix, run.path)
+        typer.echo(f"report {write_report(run)}")
 
 
 def _print(found: "list[Judged]") -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from pipeline.evaluate.protocol import Evaluation
     from pipeline.experiment import Experiment
+    from pipeline.ingest.store import Store
     from pipeline.run import Run
 
 Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else this machine")]
@@ -54,10 +56,14 @@ def read_override(path: Path) -> dict[str, Any]:
 
 
 def absolute_paths(changes: dict[str, Any]) -> dict[str, Any]:
-    """Workers have other working directories: a store and a run to start from are named by their absolute paths."""
-    for key in ("data.store", "training.start_from"):
+    """Workers have other working directories: stores and a run to start from are named by their absolute paths."""
+    from pipeline.stream.batches import store_names
+
+    for key in ("data.store", "training.start_from", "training.continue_from"):
         if changes.get(key):
             changes[key] = str(Path(str(changes[key])).absolute())
+    if changes.get("data.replay"):
+        changes["data.replay"] = [str(Path(name).absolute()) for name in store_names(changes["data.replay"])]
     return changes
 
 
@@ -77,14 +83,16 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
         raise ValueError("data.store is not set: make one with `feral curate SOURCE --to STORE`, then data.store=STORE")
     store, here = experiment.data.open(), Run(path.absolute())
     experiment = here.start_of(experiment).fitted(store)
-    starts = bool(experiment.training.start_from)
-    experiment.check(store, begun=starts and here.newest_checkpoint() is not None)
-    check_files(store)
+    starts = experiment.training.start_from or experiment.training.continue_from
+    experiment.check(store, begun=bool(starts) and here.newest_checkpoint() is not None)
+    stores = experiment.open_stores()
+    for one in stores:
+        check_files(one)
     with locked(path.absolute(), "the run"):
         run = Run.prepare(path, experiment, ["feral", *sys.argv[1:]])
         append_event(run.path, "command", pid=os.getpid())
         typer.echo(f"run {run.path}")
-        typer.echo(_plan_line(experiment, len(experiment.training_samples(store)[0])))
+        typer.echo(_plan_line(experiment, stores))
         code = 1
         try:
             _finish(experiment, run, address)
@@ -123,6 +131,7 @@ def _finish(experiment: "Experiment", run: "Run", address: str | None) -> None:
 def _train_and_judge(experiment: "Experiment", run: "Run") -> None:
     from pipeline.evaluate.suite import evaluate
     from pipeline.train.fit import Stopped, TrainingFailed, fit
+    from pipeline.train.inputs import write_inputs
     from pipeline.train.record import append_event
 
     try:
@@ -135,6 +144,9 @@ def _train_and_judge(experiment: "Experiment", run: "Run") -> None:
     except Stopped as stopped:
         typer.echo(str(stopped))
         raise typer.Exit(128 + stopped.signal) from None
+    fed = write_inputs(run)
+    if len(fed.stores) > 1:
+        typer.echo(f"images seen: {fed.line}")
     began = time.perf_counter()
     append_event(run.path, "evaluate")
     evaluate(run, on_stage=lambda name: typer.echo(f"evaluating: {name}"))
@@ -143,14 +155,24 @@ def _train_and_judge(experiment: "Experiment", run: "Run") -> None:
     run.report_file.unlink(missing_ok=True)  # of an earlier state
 
 
-def _plan_line(experiment: "Experiment", images: int) -> str:
+def _plan_line(experiment: "Experiment", stores: "Sequence[Store]") -> str:
+    from pipeline.train.inputs import planned_samples, shown
     from ssl_models.optimizers import scaled_learning_rate
 
     training, batch = experiment.training, experiment.data.batch_size
+    sizes = [len(experiment.training_samples(store)[0]) for store in stores]
+    planned = planned_samples(experiment, stores)
+    names = [f" of {shown(str(store.path), store.selection)}" if len(stores) > 1 else "" for store in stores]
+    passes = [
+        f"{count / size:.1f} passes over {size} images{name}"
+        for count, size, name in zip(planned, sizes, names, strict=True)
+    ]
+    begins = f" {'down' if training.cooldown else 'on'} from step {training.continue_step}"
     return (
         f"{experiment.objective.name} with {experiment.encoder.name} at {experiment.encoder.image_size} px: "
-        f"{experiment.total_steps} steps of {batch} images, {training.images_seen / images:.1f} passes over {images} "
-        f"images; learning rate {scaled_learning_rate(experiment.optimizer, batch):.3g}; "
+        f"{training.images_seen // batch} steps of {batch} images"
+        f"{begins if training.continue_from else ''}, {', '.join(passes)}; learning rate "
+        f"{scaled_learning_rate(experiment.optimizer, batch):.3g}; "
         f"{experiment.cluster.workers} worker(s), {training.precision}"
     )
 

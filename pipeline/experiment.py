@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from math import lcm
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.protocol import EvaluationConfig
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import DataConfig, training_samples
+from pipeline.stream.mixture import refuse_shared_samples, total_samples
 from pipeline.stream.plan import MAX_WEIGHT
 from pipeline.stream.views import DeviceViews, ViewsConfig
+from pipeline.train.continuing import SETTING, begins_at, check_continued, continue_checkpoint
 from pipeline.train.loop import TrainingConfig
-from pipeline.train.start import check_start, newest_digest
+from pipeline.train.start import check_start, newest_of
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives import OBJECTIVES, ObjectiveConfig, build_objective
@@ -40,7 +43,21 @@ ADDED: dict[str, Any] = {
     "optimizer.layer_decay": None,
     "training.start_from": None,
     "training.start_digest": None,
+    "data.replay": [],
+    "data.replay_share": 0.25,
+    "data.digests": [],
+    "data.first_step": 0,
+    "training.continue_from": None,
+    "training.continue_digest": None,
+    "training.continue_step": 0,
+    "training.cooldown": False,
 }
+# What `Experiment.fitted` finds out at the start of a run, which then keeps it.
+FITTED = (
+    "training.start_digest", "training.continue_digest", "training.continue_step", "data.digests", "data.first_step",
+)  # fmt: skip
+# What it finds it out of.
+ORIGINS = ("training.start_from", "training.continue_from", "data.store", "data.selection", "data.replay")
 
 
 class Experiment(Config):
@@ -107,8 +124,20 @@ class Experiment(Config):
                 f"workers has {data.batch_size // odd[0]} of data.batch_size={data.batch_size}, which is odd: use "
                 f"data.batch_size={2 * data.batch_size}"
             )
-        if self.training.start_digest and not self.training.start_from:
+        training = self.training
+        if training.start_digest and not training.start_from:
             raise ValueError("training.start_digest names weights of a run: give training.start_from=RUN, too")
+        if training.continue_digest and not training.continue_from:
+            raise ValueError(f"training.continue_digest names weights of a run: give {SETTING}=RUN, too")
+        if training.cooldown and not training.continue_from:
+            raise ValueError(f"training.cooldown=true anneals a run that is on its plateau: give {SETTING}=RUN, too")
+        if training.continue_from and training.start_from:
+            raise ValueError(
+                f"{SETTING}={training.continue_from} restores all of a run, training.start_from={training.start_from} "
+                "an encoder alone: give one of them"
+            )
+        if data.replay and data.few_labels:
+            raise ValueError("data.replay: few labels (data.labels, data.shots) are of one store; use data.replay=[]")
         patch, size = self.encoder.patch_size, self.encoder.image_size
         if patch is not None and size % patch:
             raise ValueError(
@@ -119,7 +148,8 @@ class Experiment(Config):
 
     @property
     def total_steps(self) -> int:
-        return self.training.images_seen // self.data.batch_size
+        """Of the run, with those that the run that it goes on from had done."""
+        return self.training.continue_step + self.training.images_seen // self.data.batch_size
 
     @property
     def num_views(self) -> int:
@@ -148,6 +178,21 @@ class Experiment(Config):
             if content[group].get(name, absent) == absent:
                 content[group].pop(name, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def open_stores(self) -> tuple[Store, ...]:
+        """All stores that are trained on, oldest first.
+
+        Raises:
+            ValueError: one of them, or its selection, is not what it was when the run began.
+        """
+        stores = self.data.open_all()
+        for store, digest in zip(stores, self.data.digests, strict=False):
+            if store.selected_digest != digest:
+                raise ValueError(
+                    f"{store.path}, selection {store.selection!r}, has other samples than when the run began: restore "
+                    "it, or begin another run with --run"
+                )
+        return stores
 
     def training_samples(self, store: Store) -> tuple[np.ndarray, np.ndarray | None]:
         """What is trained on, with its weights: see `pipeline.stream.batches.training_samples`."""
@@ -183,19 +228,26 @@ class Experiment(Config):
             ValueError: with what does not fit, and the way out.
         """
         self.check_model()
+        stores = self.open_stores()
         if self.training.start_from and not begun:
             check_start(self.training, self.encoder)
-        if self.needs_text and store.manifest.captioned == 0:
-            raise ValueError(
-                f"objective {self.objective.name!r} needs captions, but no image of {self.data.store} has one: curate "
-                "a source with captions, or choose an objective without text"
-            )
-        slots, admitted = getattr(self.objective, "num_samples", None), store.manifest.admitted
+        if self.training.continue_from and not begun:
+            continue_checkpoint(self.training)
+            check_continued(self, self._continued_from())
+        for one in stores:
+            if self.needs_text and one.manifest.captioned == 0:
+                raise ValueError(
+                    f"objective {self.objective.name!r} needs captions, but no image of {one.path} has one: curate "
+                    "a source with captions, or choose an objective without text"
+                )
+        slots, admitted = getattr(self.objective, "num_samples", None), total_samples(stores)
         if slots is not None and slots < admitted:
             raise ValueError(
-                f"objective.num_samples={slots} is less than the {admitted} samples of {self.data.store}: leave "
-                "it out, and it comes from the store"
+                f"objective.num_samples={slots} is less than the {admitted} samples of "
+                f"{', '.join(str(one.path) for one in stores)}: leave it out, and it comes from there"
             )
+        if self.data.replay:
+            self._check_replay(stores)
         if getattr(self.objective, "num_classes", None) == 0:
             raise ValueError(
                 f"objective {self.objective.name!r} learns from labels, but no image of {self.data.store} has one: "
@@ -209,26 +261,63 @@ class Experiment(Config):
                     f"data.labels={self.data.labels}, data.shots={self.data.shots} leave: lower data.batch_size (and "
                     "data.lanes), or use more labels"
                 )
-        elif (train := store.count("train")) < self.data.batch_size:
+        elif not self.data.replay and (train := store.count("train")) < self.data.batch_size:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} exceeds the {train} training images of {self.data.store}: "
                 "lower data.batch_size (and data.lanes), or curate more images"
             )
 
+    def _check_replay(self, stores: tuple[Store, ...]) -> None:
+        refuse_shared_samples(stores)
+        *old, new = stores
+        other = next((store for store in old if store.manifest.classes != new.manifest.classes), None)
+        if self.needs_labels and other is not None:
+            raise ValueError(
+                f"objective {self.objective.name!r} learns from labels, and {other.path} has other classes than "
+                f"{new.path}: labels are counted by each store; curate both as one store, or choose an objective "
+                "without labels"
+            )
+        again = self.data.replayed
+        sizes = [len(self.training_samples(store)[0]) for store in stores]
+        wanted = [(sum(sizes[:-1]), again, old), (sizes[-1], self.data.batch_size - again, [new])]
+        if not again:
+            wanted = [(sum(sizes), self.data.batch_size, [*stores])]
+        for images, part, of in wanted:
+            if images < part:
+                raise ValueError(
+                    f"{part} of the data.batch_size={self.data.batch_size} images of a batch are to come from "
+                    f"{', '.join(str(store.path) for store in of)}, which has {images} training images: lower "
+                    "data.batch_size (and data.lanes), or change data.replay_share (null: all images alike)"
+                )
+
+    def _continued_from(self) -> "Experiment":
+        """The experiment of the run that this one goes on from."""
+        return build_experiment(json.loads((Path(self.training.continue_from or "") / "experiment.json").read_text()))
+
     def fitted(self, store: Store) -> "Experiment":
-        """With what a recipe leaves open filled in: what the objective wants to know of the data, from the store; and
-        which weights of another run it starts from, if it does: the newest.
+        """With what a recipe leaves open filled in: what the objective wants to know of the data, from the stores; and
+        which weights of another run it starts or goes on from, if it does: the newest. Going on, or of several stores,
+        also what these hold.
 
         Raises:
             ValueError: there is no such run, or it has no checkpoint.
         """
-        found = {"num_samples": store.manifest.admitted, "num_classes": len(store.manifest.classes)}
+        samples = total_samples(self.data.open_all()) if self.data.replay else store.manifest.admitted
+        found = {"num_samples": samples, "num_classes": len(store.manifest.classes)}
         changes: dict[str, Any] = {
             f"objective.{name}": value for name, value in found.items() if getattr(self.objective, name, 0) is None
         }
         start = self.training.start_from
         if start and self.training.start_digest is None:
-            changes["training.start_digest"] = newest_digest(start)
+            changes["training.start_digest"] = newest_of(start, "training.start_from").digest
+        going_on = self.training.continue_from
+        if (self.data.replay or going_on) and not self.data.digests:
+            changes["data.digests"] = list(self.data.found_digests())
+        if going_on and self.training.continue_digest is None:
+            newest = newest_of(going_on, SETTING)
+            changes |= {"training.continue_digest": newest.digest, "training.continue_step": newest.step}
+            begun = self.override(changes)
+            return begun.override({"data.first_step": begins_at(begun, begun._continued_from())})
         return self.override(changes) if changes else self
 
     def override(self, changes: Mapping[str, Any]) -> "Experiment":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluate.protocol import Evaluation
-from pipeline.experiment import Experiment, build_experiment, settings
+from pipeline.experiment import FITTED, ORIGINS, Experiment, build_experiment, settings
 from pipeline.train.checkpoints import Checkpoint, newest_checkpoint
 
 
@@ -78,11 +78,16 @@ class Run:
 
     def start_of(self, experiment: Experiment) -> Experiment:
         """An experiment that leaves open which weights of another run it starts from, with those that this run, if it
-        is there, has started from: it goes on with them, whatever became of the other one."""
-        training = experiment.training
-        if not training.start_from or training.start_digest or not self.experiment_file.exists():
+        is there, has started from: it goes on with them, whatever became of the other one; and with what its stores
+        held then."""
+        asked = experiment.training
+        if not self.experiment_file.exists() or asked.start_digest or asked.continue_digest:
             return experiment
-        return experiment.override({"training.start_digest": self.experiment.training.start_digest})
+        here = self.experiment
+        mine, theirs = (settings(each.model_dump(mode="json")) for each in (here, experiment))
+        if any(mine.get(key) != theirs.get(key) for key in ORIGINS):
+            return experiment  # another one, which will be told
+        return experiment.override({key: mine[key] for key in FITTED})
 
     @property
     def evaluation(self) -> Evaluation | None:

@@ -47,9 +47,19 @@ class Step:
     """Where in the run a batch stands."""
 
     number: int
-    progress: float | None  # fraction of the run, [0, 1); None when the run has no horizon
+    progress: float | None  # fraction of the run (of the cooldown, in one), [0, 1); None when the run has no horizon
     seed: int  # of the run; all draws of an objective derive from (seed, number, sample id)
     phase: str = "main"
+    warmed: float | None = None  # in a run without horizon: fraction of the rate's warm-up, [0, 1]
+
+    def begun(self, share: float) -> float:
+        """How much is done, [0, 1], of what takes the first `share` of a run: a warm-up, layers that are frozen.
+        Without a horizon it takes as long as the rate's warm-up, and is never done again."""
+        if share <= 0:
+            return 1.0
+        if self.warmed is not None:
+            return self.warmed
+        return 1.0 if self.progress is None else min(1.0, self.progress / share)
 
 
 def uniform(seed: int, step: int | Tensor, ids: Tensor, count: int, purpose: str) -> Tensor:

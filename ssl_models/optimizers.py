@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ssl_models.config import Config
-from ssl_models.curves import curve
+from ssl_models.curves import Span, curve
 
 _NO_DECAY = ("cls_token", "mask_token", "positional_embedding")
 
@@ -25,7 +25,9 @@ class OptimizerConfig(Config):
     betas: tuple[float, float] = Field((0.9, 0.95), description="of adamw")
     trust: float = Field(0.001, gt=0, description="of lars: a layer's step over the norm of its weights")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the run with linearly rising rate")
-    warmup_images: int | None = Field(None, ge=0, description="images instead of a share: for runs without end")
+    warmup_images: int | None = Field(
+        None, ge=0, description="images instead of a share; with another schedule than cosine the run then has no end"
+    )
     schedule: Literal["cosine", "constant", "inverse_sqrt"] = Field(
         "cosine", description="after warm-up: to zero, flat, or by one over the square root of the images seen"
     )
@@ -38,6 +40,17 @@ class OptimizerConfig(Config):
     )
     clip_gradient: float | None = Field(None, gt=0, description="bound of the gradient's norm")
     clip: Literal["all", "each"] = Field("all", description="the norm of all parameters together, or of each tensor")
+
+    @property
+    def endless(self) -> bool:
+        """Whether nothing in a run depends on its length: it is a warm-up and a plateau, on which others can go on."""
+        return self.schedule != "cosine" and self.warmup_images is not None
+
+    def warmed(self, images: float) -> float | None:
+        """The fraction of the warm-up, [0, 1], that is done after so many images; None where a run has an end."""
+        if not self.endless:
+            return None
+        return min(1.0, images / self.warmup_images) if self.warmup_images else 1.0
 
 
 def scaled_learning_rate(config: OptimizerConfig, batch_size: int) -> float:
@@ -100,14 +113,19 @@ def build_optimizer(
     return Lars(groups, lr=rate, momentum=config.momentum, trust_coeff=config.trust)
 
 
-def set_hyperparameters(
-    optimizer: Optimizer, config: OptimizerConfig, batch_size: int, step: int, total_steps: int | None
-) -> float:
+def cooldown_factor(progress: float) -> float:
+    """1 − √p: from the plateau's rate to zero (Hägele et al. 2024, arXiv 2405.18392, section 4: better than linear)."""
+    return 1 - math.sqrt(progress)
+
+
+def set_hyperparameters(optimizer: Optimizer, config: OptimizerConfig, batch_size: int, step: int, span: Span) -> float:
     """Gives each group its learning rate and weight decay for a step, and returns the rate of the curve."""
-    images, total = (step + 0.5) * batch_size, None if total_steps is None else total_steps * batch_size
+    images, total = (step + 0.5) * batch_size, None if span.end is None else span.end * batch_size
     full = scaled_learning_rate(config, batch_size)
     rate = full * learning_rate_factor(config, images, total)
-    progress = None if total_steps is None else step / total_steps
+    if span.begin:
+        rate *= cooldown_factor(span.progress(step + 0.5) or 0.0)
+    progress = span.progress(step)
     for group in optimizer.param_groups:
         scale = group.get("rate_scale", 1.0)  # checkpoints of version 0.1 have none
         group["lr"] = scale * (full if group["constant_rate"] else rate)

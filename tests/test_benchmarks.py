@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.bench import Table, bench, benchmarks, run
+from pipeline.ingest.config import CurateConfig
 from tests.benchmarks.duplicates import ORIGINAL, Pool, _limits, _Near
 from tests.benchmarks.peers import CONTEXT_LENGTH, Decoding, Work
 from tests.benchmarks.planted import EDITS, KINDS, planted
@@ -22,6 +23,7 @@ from tests.benchmarks.scenes import encoded, pictures, scene
 from tests.benchmarks.stream import median, ratios
 from tests.benchmarks.stream_case import ALL_CPU, IN_PLACE, Case, Measured, check, open_loader
 from tests.benchmarks.stream_data import write_formats, write_photos
+from tests.pipeline.stores import curate_here, write_dump
 
 
 @pytest.fixture
@@ -290,7 +292,29 @@ def test_cifar10_is_trained_and_measured_without_ray(small_store: Any, monkeypat
 def test_lightlys_loop_takes_a_step(tmp_path: Path) -> None:
     pytest.importorskip("lightly")
     from tests.benchmarks import cifar10
-    from tests.pipeline.stores import write_dump
 
     loop = cifar10._lightly(write_dump(tmp_path, 12, side=32), batch_size=4, half=True, processes=0)
     loop.step(next(loop.batches))
+
+
+def test_going_on_is_measured_against_starting_anew(tmp_path: Path) -> None:
+    store = curate_here(write_dump(tmp_path / "dump", 200, 24), tmp_path / "store", CurateConfig(holdout=0.2))
+    before = sorted(path for path in store.path.rglob("*"))
+    sizes = {"store": str(store.path), "dumps": 3, "images": 64, "batch": 16}
+    scores, replayed, alone = run("continual", sizes)
+    assert [row[0] for row in scores.rows] == [
+        "going on, 25 % replay",
+        "going on, no replay",
+        "from scratch on everything",
+    ]
+    assert {row_of(scores, str(row[0]))["images"] for row in scores.rows} == {3 * 64 + 16}  # all of them saw as many
+    anew, on = (
+        row_of(scores, name)["images, each dump"] for name in ("from scratch on everything", "going on, no replay")
+    )
+    assert (on, anew) == (3 * 64 + 3 * 16, 6 * 64 + 3 * 16)
+    for matrix in (replayed, alone):
+        assert [row[0] for row in matrix.rows] == ["after dump1", "after dump2", "after dump3", "forgotten"]
+        assert row_of(matrix, "after dump1") == row_of(alone, "after dump1")  # the first dump is trained on once
+    assert sorted(path for path in store.path.rglob("*")) == before  # nothing is written into the store
+    with pytest.raises(ValueError, match=r"dumps=4: .* has only 3 classes"):
+        run("continual", {**sizes, "dumps": 4})

@@ -291,6 +291,14 @@ class Store:
 
         return blocked_numbers(self)
 
+    @property
+    def selected_digest(self) -> str:
+        """Names the samples that are used, with their numbers and weights."""
+        from pipeline.ingest.selection import read_selection
+
+        selection = read_selection(self, self.selection)
+        return hashlib.sha256(f"{self.manifest.index_sha256} {selection.digest}".encode()).hexdigest()
+
     def count(self, split: Split) -> int:
         """How many samples of a split the selection keeps, by its card."""
         from pipeline.ingest.selection import read_selection

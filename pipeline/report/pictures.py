@@ -23,7 +23,7 @@ from pipeline.stream.crops import CenterCrop
 from pipeline.stream.read import Reader, image_of, tokenize
 from pipeline.stream.views import DeviceViews
 from pipeline.train.checkpoints import Checkpoint
-from pipeline.train.worker import open_stream
+from pipeline.train.worker import open_batches
 from ssl_models.batch import Batch, Step
 from ssl_models.objectives.image_text import ImageTextObjective
 from ssl_models.objectives.masked import MAE
@@ -74,24 +74,25 @@ def picture(image: Image.Image, text: str = "", same: bool | None = None) -> Pic
     return Picture(f"data:image/{'png' if small else 'jpeg'};base64,{content}", max(image.size) <= HARD, text, same)
 
 
-def training_views(experiment: Experiment, store: Store, samples: int = 6) -> list[Row]:
+def training_views(experiment: Experiment, samples: int = 6) -> list[Row]:
     """Stored images of the first batch, each with its views as the encoder got them, and with the caption that was
     chosen for it where the objective reads text. Views are functions of (seed, epoch, sample): nothing is guessed."""
-    stream = open_stream(experiment, store)
-    rows, epochs = (column.ravel() for column in stream.plan.rank_rows(0, 1, rank=0, world_size=1))
-    chosen = spread(np.arange(len(rows)), samples)
-    columns = stream.reader.read(stream.reader.references(store, stream.selection[rows[chosen]], epochs[chosen]))
+    batches, first = open_batches(experiment), experiment.training.continue_step
+    references = batches.references(first, first + 1, rank=0, world_size=1)
+    chosen = spread(np.arange(len(references)), samples)
+    columns = batches.reader.read(references.take(chosen).combine_chunks())
+    origins = [batches.origin(columns, row) for row in range(len(chosen))]
     device_views = experiment.device_views()
     views = [_pictures(device_views, view) for view in to_batch(columns, device_views, CPU).views]
     captions = [""] * len(chosen)
     if experiment.context_length is not None:
-        for i, number in enumerate(columns["number"]):
-            texts = store.column("captions")[int(number)].as_py()
+        for i, (store, number) in enumerate(origins):
+            texts = store.column("captions")[number].as_py()
             fed = (tokenize(texts, experiment.context_length) == columns["tokens"][i]).all(1).argmax()
             captions[i] = _short(texts[fed])
     return [
-        Row(stored(store, int(number)), others, caption)
-        for number, others, caption in zip(columns["number"], zip(*views, strict=True), captions, strict=True)
+        Row(stored(*origin), others, caption)
+        for origin, others, caption in zip(origins, zip(*views, strict=True), captions, strict=True)
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.evaluate.forgetting import read_forgetting
 from pipeline.evaluate.health import complaint
 from pipeline.experiment import Experiment, describe
 from pipeline.ingest.selection import read_selection
@@ -25,6 +26,7 @@ from pipeline.stream.views import ViewsConfig
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.cost import cost_of
 from pipeline.train.goodput import BUCKETS, goodput, goodput_line, percent
+from pipeline.train.inputs import inputs_of
 from pipeline.train.record import Rows, attempts, read_all_metrics, read_events, surviving
 from pipeline.tune.finetune_table import read_table
 from ssl_models.objectives import MAE, OBJECTIVES, build_objective
@@ -67,6 +69,7 @@ def _content(run: Run) -> dict[str, Any]:
     if issubclass(OBJECTIVES[experiment.objective.name], ImageTextObjective):
         retrieved = of_checkpoint(lambda checkpoint, store: pictures.retrieved_captions(experiment, checkpoint, store))
     finetuned = Part.of(lambda: read_table(run))
+    forgotten = Part.of(lambda: read_forgetting(run.path))
     found = of_store(lambda store: pictures.neighbours(evaluation, store)) if evaluation else Part()
     return {
         "run": run,
@@ -84,7 +87,7 @@ def _content(run: Run) -> dict[str, Any]:
         "time": spent,
         "restarts": len(spent.content["attempts"] if spent.content else attempts(rows)) - 1,
         "operations": operations(experiment.views),
-        "views": of_store(lambda store: pictures.training_views(experiment, store)),
+        "views": of_store(lambda store: pictures.training_views(experiment)),
         "neighbours": found,
         "map": of_store(lambda store: drawn_map(evaluation, store)) if evaluation and evaluation.map else None,
         "confusion": confusion_table(evaluation.confusion) if evaluation and evaluation.confusion else None,
@@ -94,6 +97,8 @@ def _content(run: Run) -> dict[str, Any]:
         "data": of_store(data_summary),
         "stages": stages(run, store, checkpoint, evaluation),
         "made_with": made_with(run),
+        "forgotten": forgotten if forgotten.content or forgotten.missing else None,
+        "inputs": Part.of(lambda: inputs_of(run)) if experiment.data.replay else None,  # else no such table
         "commands": [
             {**note, "line": shlex.join(note["command"]), "versions": {"python": note["python"], **note["packages"]}}
             for note in run.commands
@@ -111,15 +116,15 @@ def headline(experiment: Experiment, rows: Rows, checkpoint: Checkpoint | None, 
         encoder = build_objective(experiment.objective, experiment.encoder).encoder
     step = max(rows[-1]["step"] if rows else 0, checkpoint.step if checkpoint else 0)
     images = None
-    if store is not None:
+    if store is not None and not experiment.data.replay:  # of several stores, the table of the data tells it
         images = len(experiment.training_samples(store)[0])
-    seen = step * experiment.data.batch_size
+    seen = max(0, step - experiment.training.continue_step) * experiment.data.batch_size
     return {
         "objective": OBJECTIVES[experiment.objective.name].__name__,
         "encoder": experiment.encoder.name,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "images": images,
-        "data": Path(experiment.data.store).name,
+        "data": Path(experiment.data.store).name + _older(len(experiment.data.replay)),
         "step": step,
         "total": experiment.total_steps,
         "finished": step >= experiment.total_steps,
@@ -128,6 +133,10 @@ def headline(experiment: Experiment, rows: Rows, checkpoint: Checkpoint | None, 
         "passes": seen / images if images else None,
         "cost": cost_of(rows) if rows else None,
     }
+
+
+def _older(count: int) -> str:
+    return f" and {count} older store{'s' if count > 1 else ''}" if count else ""
 
 
 def operations(views: ViewsConfig) -> str:

@@ -1,17 +1,20 @@
 """The stream of a rank: its samples in the plan's order, read ahead by Ray Data on any CPU of the cluster."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from math import ceil
 from os import scandir
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.ingest.store import DEFAULT, SHARDS, Store
+from pipeline.ingest.store import DEFAULT, MANIFEST, SHARDS, Store
 from pipeline.ingest.verify import quarantined
 from pipeline.stream.labels import few_labels
 from pipeline.stream.patience import Patience
@@ -31,6 +34,16 @@ SEGMENT_SAMPLES = 2**20  # one Ray Data execution: bounds the memory for referen
 class DataConfig(Config):
     store: str = Field("", description="a sealed store, made by `feral curate`")
     selection: str = Field(DEFAULT, description="which of its samples: a name given to `feral select`")
+    replay: tuple[str, ...] = Field(
+        (), description="older stores whose images come again, oldest first; STORE@NAME: those of a selection"
+    )
+    replay_share: float | None = Field(
+        0.25, gt=0, lt=1, description="of each batch that comes from them; null: all images of all stores alike"
+    )
+    digests: tuple[str, ...] = Field(
+        (), description="of all stores and their selections, oldest first: a change is noticed; filled in"
+    )
+    first_step: int = Field(0, ge=0, description="step at which the order of samples begins; filled in")
     labels: float | None = Field(
         None, gt=0, le=1, description="share of the labelled images of each class that is learned from; null: all"
     )
@@ -40,6 +53,11 @@ class DataConfig(Config):
     lanes: int = Field(16, ge=1, description="equal shares of each batch; the most workers that can ever join")
     run_length: int = Field(16, ge=1, description="neighbouring samples that stay together: read from one place")
     runs_per_chunk: int = Field(64, ge=1, description="runs, from anywhere in the store, that are shuffled together")
+
+    @field_validator("replay", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return store_names(value)
 
     @model_validator(mode="after")
     def _one_budget(self) -> "DataConfig":
@@ -54,24 +72,71 @@ class DataConfig(Config):
         """Whether only labelled images are used, and of those a part."""
         return self.labels is not None or self.shots is not None
 
+    @property
+    def replayed(self) -> int:
+        """Images of a batch that come from the older stores, where they have a share: the nearest whole number."""
+        if not self.replay or self.replay_share is None:
+            return 0
+        return min(self.batch_size - 1, max(1, round(self.replay_share * self.batch_size)))
+
+    def plan(self, samples: int, weights: np.ndarray | None, seed: int, **shares: Any) -> Plan:
+        """The order of so many samples; of those that are but a part of each batch, with `batch_size` and `shares`."""
+        layout = {name: getattr(self, name) for name in ("batch_size", "lanes", "run_length", "runs_per_chunk")}
+        return Plan(samples=samples, weights=weights, seed=seed, **(layout | shares))
+
     def open(self) -> Store:
         """The store, through the selection."""
         return Store(self.store, self.selection)
 
+    def open_all(self) -> tuple[Store, ...]:
+        """The older stores, oldest first, and the store, each through its selection."""
+        return *(_named_store(name) for name in self.replay), self.open()
 
-@dataclass(frozen=True)
-class Stream:
-    """The training samples of a store, in the order of a plan."""
+    def found_digests(self) -> tuple[str, ...]:
+        """What `digests` would be now."""
+        return tuple(store.selected_digest for store in self.open_all())
 
-    store: Store
-    selection: np.ndarray  # (N,) sample numbers
-    plan: Plan
-    reader: Reader
+
+def store_names(value: Any) -> Any:
+    """What a person types for several stores, as a list: one name, "A,B" and "[A,B]"."""
+    return [name.strip() for name in value.strip("[]").split(",")] if isinstance(value, str) else value
+
+
+def _named_store(name: str) -> Store:
+    path, at, selection = name.rpartition("@")
+    if at and not Path(name, MANIFEST).exists():  # else the folder's own name has an @
+        return Store(path, selection)
+    return Store(name)
+
+
+class Reads(Protocol):
+    """Reads, decodes and crops the samples that a table of references names: see `Reader.read`."""
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of the crops of one sample."""
+
+    def read(self, references: pa.Table) -> Columns: ...
+
+
+class Batches(ABC):
+    """Batches that are a function of the step, read here, by processes, or by Ray Data."""
+
+    batch_size: int  # global
+    reader: Reads
+
+    @abstractmethod
+    def references(self, step: int, stop: int, rank: int, world_size: int) -> pa.Table:
+        """What is to be read for one rank's batches of the steps [step, stop), in their order."""
+
+    @abstractmethod
+    def origin(self, columns: Columns, row: int) -> tuple[Store, int]:
+        """Where a sample of a batch comes from: the store, and its number there."""
 
     def local(self, step: int, stop: int, rank: int = 0, world_size: int = 1) -> Iterator[Columns]:
         """One rank's batches for the steps [step, stop), read in this process: for tests, and machines without Ray."""
         for number in range(step, stop):
-            yield self.reader.read(self._references(number, number + 1, rank, world_size))
+            yield self.reader.read(self.references(number, number + 1, rank, world_size))
 
     def processes(
         self, step: int, stop: int, rank: int = 0, world_size: int = 1, *, processes: int = 8
@@ -86,23 +151,52 @@ class Stream:
         self, step: int, stop: int, rank: int = 0, world_size: int = 1, cpus: float | None = None
     ) -> Generator[Columns, None, None]:
         """The same batches through Ray Data, using at most `cpus` CPUs at a time."""
-        batch = self.plan.batch_size // world_size
+        batch = self.batch_size // world_size
         steps = max(1, SEGMENT_SAMPLES // batch)
         for first in range(step, stop, steps):
-            references = self._references(first, min(first + steps, stop), rank, world_size)
+            references = self.references(first, min(first + steps, stop), rank, world_size)
             yield from read_with_ray(self.reader, references, batch, cpus)
 
-    def _references(self, step: int, stop: int, rank: int, world_size: int) -> pa.Table:
-        rows, epochs, copies = self.plan.rank_entries(step, stop, rank, world_size)
-        visits = (epochs + copies * MAX_EPOCHS).ravel()
-        return self.reader.references(self.store, self.selection[rows.ravel()], visits)
+
+@dataclass(frozen=True)
+class Stream(Batches):
+    """The training samples of a store, in the order of a plan."""
+
+    store: Store
+    selection: np.ndarray  # (N,) sample numbers
+    plan: Plan
+    reader: Reader
+    first_step: int = 0  # of the run, at which the plan begins
+
+    @property
+    def batch_size(self) -> int:  # type: ignore[override]
+        return self.plan.batch_size
+
+    def references(self, step: int, stop: int, rank: int, world_size: int) -> pa.Table:
+        rows, visits = rank_visits(self.plan, self.first_step, step, stop, rank, world_size)
+        return self.reader.references(self.store, self.selection[rows.ravel()], visits.ravel())
+
+    def origin(self, columns: Columns, row: int) -> tuple[Store, int]:
+        return self.store, int(columns["number"][row])
+
+
+def rank_visits(
+    plan: Plan, first_step: int, step: int, stop: int, rank: int, world_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and visits (steps, rank's samples) of a plan that begins at step `first_step` of a run.
+
+    (sample, visit) never comes again, neither in a run nor in those that go on from it with other data, which begin at
+    a later step: an epoch's number is less than the number of steps until its end.
+    """
+    rows, epochs, copies = plan.rank_entries(step - first_step, stop - first_step, rank, world_size)
+    return rows, first_step + epochs + copies * MAX_EPOCHS
 
 
 @dataclass(frozen=True)
 class _Turns(IterableDataset):
     """Worker w of W reads the batches of the steps w, w + W, …; a DataLoader takes from its workers in turn."""
 
-    stream: Stream
+    stream: Batches
     step: int
     stop: int
     rank: int
@@ -174,9 +268,7 @@ def check_files(store: Store) -> None:
         )
 
 
-def read_with_ray(
-    reader: Reader, references: pa.Table, batch_size: int, cpus: float | None = None
-) -> Iterator[Columns]:
+def read_with_ray(reader: Reads, references: pa.Table, batch_size: int, cpus: float | None = None) -> Iterator[Columns]:
     """Reads referred samples in their order, in batches (the last may be short).
 
     What flows through Ray is references in and fixed-shape crops out: encoded bytes never become rows.
@@ -207,7 +299,7 @@ def _read_ahead(sample_bytes: int, batch_size: int, cpus: float) -> int:
     return max(READ_AHEAD_BYTES, ceil(cpus) * task_bytes, 4 * batch_size * sample_bytes)
 
 
-def reading_dataset(reader: Reader, references: pa.Table):
+def reading_dataset(reader: Reads, references: pa.Table):
     """A lazy Ray Dataset of crops, in the order of the references."""
     import logging
     import warnings

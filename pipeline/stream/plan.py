@@ -29,9 +29,10 @@ class Plan:
     are read off from a point that is drawn for each epoch, and cut in *runs* of `run_length`; a run may straddle two
     shards. Each epoch permutes the runs, joins `runs_per_chunk` of them to a *chunk*, and shuffles inside chunks:
     mixing is good, and reading stays near-sequential. The resulting order is cut into `lanes` equal stretches; each
-    global batch takes an equal share from every lane, and a worker serves `lanes / world_size` of them. So the content
-    of global batch n does not depend on the number of workers. A rest smaller than one global batch is left out of the
-    epoch, another one in each epoch: every entry is left out, and stands at every place, with the same probability.
+    global batch takes an equal share from every lane (or the given `shares`), and a worker serves `lanes / world_size`
+    of them. So the content of global batch n does not depend on the number of workers. A rest smaller than one global
+    batch is left out of the epoch, another one in each epoch: every entry is left out, and stands at every place, with
+    the same probability.
 
     A sample of weight w has ⌊w⌋ or ⌈w⌉ entries in each epoch, less what falls in the rest, and in the long run a share
     of all entries proportional to w (systematic sampling: W. G. Madow 1949, "On the theory of systematic sampling,
@@ -49,9 +50,11 @@ class Plan:
     run_length: int = 16
     runs_per_chunk: int = 64
     weights: NDArray[np.float32] | None = None  # (samples,) entries of each an epoch, 0..MAX_WEIGHT; a memmap will do
+    shares: tuple[int, ...] | None = None  # of each lane in a batch, where they are not equal
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.lanes:
+        assert self.shares is None or (len(self.shares), sum(self.shares)) == (self.lanes, self.batch_size)
+        if self.shares is None and self.batch_size % self.lanes:
             raise ValueError(
                 f"data.batch_size={self.batch_size} is not a multiple of data.lanes={self.lanes}: each lane gives an "
                 "equal share of every batch; change one of them"
@@ -77,11 +80,17 @@ class Plan:
     def steps_per_epoch(self) -> int:
         return self.entries // self.batch_size
 
+    @property
+    def lane_shares(self) -> Numbers:
+        """(lanes,) samples of a batch that each lane gives."""
+        return np.array(self.shares or [self.batch_size // self.lanes] * self.lanes)
+
     def rank_rows(self, step: int, stop: int, rank: int, world_size: int) -> tuple[Numbers, Numbers]:
         """The samples of one rank for the steps [step, stop) of the run, in the order of training.
 
         Returns:
-            Positions in the selection and epochs, each (stop - step, batch_size / world_size).
+            Positions in the selection and epochs, each (stop - step, batch_size / world_size); with other `shares` as
+            many as the rank's lanes have.
 
         Raises:
             ValueError: the world size does not divide the lanes.
@@ -98,22 +107,22 @@ class Plan:
                 f"cluster.workers={world_size} does not divide data.lanes={self.lanes}: a worker serves whole lanes; "
                 f"choose a divisor of {self.lanes}, or other data.lanes"
             )
-        share, own = self.batch_size // self.lanes, self.lanes // world_size
+        own = self.lanes // world_size
         epochs, within = np.divmod(np.arange(step, stop), self.steps_per_epoch)
-        lanes = np.arange(rank * own, (rank + 1) * own)
-        # (steps, own, share): a lane is a stretch of steps_per_epoch · share places of the epoch's order
-        places = (
-            (lanes * self.steps_per_epoch * share)[None, :, None]
-            + (within * share)[:, None, None]
-            + np.arange(share)[None, None, :]
-        ).reshape(len(epochs), own * share)
+        shares = self.lane_shares
+        lanes = np.arange(rank * own, (rank + 1) * own).repeat(shares[rank * own : (rank + 1) * own])  # of each sample
+        first = np.cumsum(shares) - shares  # of the lane's samples in the batch
+        inside = first[rank * own] + np.arange(len(lanes)) - first[lanes]
+        # (steps, rank's samples): a lane is a stretch of steps_per_epoch · share places of the epoch's order
+        places = first[lanes] * self.steps_per_epoch + within[:, None] * shares[lanes] + inside
         rows, copies = np.empty_like(places), np.zeros_like(places)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            points = self._points(int(epoch), places[chosen].ravel())
+            wanted = places[chosen]
+            points = self._points(int(epoch), wanted.ravel())
             if self._line is not None:
-                points, copies[chosen] = (part.reshape(-1, own * share) for part in self._line.find(points))
-            rows[chosen] = points.reshape(-1, own * share)
+                points, copies[chosen] = (part.reshape(wanted.shape) for part in self._line.find(points))
+            rows[chosen] = points.reshape(wanted.shape)
         return rows, np.broadcast_to(epochs[:, None], rows.shape), copies
 
     def _points(self, epoch: int, places: Numbers) -> Numbers:

@@ -36,6 +36,7 @@ class Reader:
     context_length: int | None = None  # tokens of a caption; None: no text
     place: Place | None = None  # where the files of an index in place lie; None: canonical shards
     local: Geometry | None = None  # further, smaller crops of the same images; None: there are none
+    first_number: int = 0  # of the store's samples among those of all stores of a run
 
     @property
     def sample_bytes(self) -> int:
@@ -50,7 +51,8 @@ class Reader:
         places = store.places.take(rows)
         files, which = np.unique(places["shard"].to_numpy(), return_inverse=True)
         paths = pa.DictionaryArray.from_arrays(which.astype(np.int32), store.paths.take(pa.array(files)))
-        columns = {"number": rows, "path": paths, "visit": pa.array(visits.astype(np.int64))}
+        columns = {"number": pa.array(numbers + self.first_number), "path": paths}
+        columns["visit"] = pa.array(visits.astype(np.int64))
         columns |= {name: places[name] for name in places.column_names if name != "shard"}
         if self.context_length is not None:
             columns["captions"] = store.captions.take(rows)
@@ -107,7 +109,7 @@ class Reader:
                 image = _decoded_smaller(data, by[row]) if plain[row] and by[row] > 1 else None
                 yield row, _decoded(data, plain[row]) if image is None else image, image is not None
                 continue
-            number, file = references["number"][row].as_py(), references["path"][row].as_py()
+            number, file = references["number"][row].as_py() - self.first_number, references["path"][row].as_py()
             store = (references.schema.metadata or {}).get(b"store", b"STORE").decode()
             restore = "restore the file, or " if self.place else ""
             raise DamagedSample(

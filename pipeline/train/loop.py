@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Container, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Literal, TypeVar
 
@@ -19,6 +19,7 @@ from pipeline.train.meter import LogRow, Meter
 from ssl_models.batch import Batch, Step
 from ssl_models.collectives import rank, synchronize_batchnorm, world_size
 from ssl_models.config import Config
+from ssl_models.curves import Span
 from ssl_models.objectives import Objective
 from ssl_models.objectives.objective import SeparableObjective
 from ssl_models.optimizers import (
@@ -32,13 +33,23 @@ Raw = TypeVar("Raw")
 
 
 class TrainingConfig(Config):
-    images_seen: int = Field(1_000_000, ge=1, description="length of the run; images × epochs")
+    images_seen: int = Field(
+        1_000_000, ge=1, description="length of the run, without what another did before; images × epochs"
+    )
     seed: int = Field(0, ge=0, description="of initialisation, order, views and every draw of an objective")
     start_from: str | None = Field(
         None, description="directory of a run whose encoder this one begins with; null: from scratch"
     )
     start_digest: str | None = Field(
         None, description="of that run's checkpoint: weights that change meanwhile are noticed; null: the newest"
+    )
+    continue_from: str | None = Field(
+        None, description="directory of a run on its plateau that this one goes on from, with all of its state"
+    )
+    continue_digest: str | None = Field(None, description="of that run's checkpoint; null: the newest")
+    continue_step: int = Field(0, ge=0, description="steps that were done there; filled in")
+    cooldown: bool = Field(
+        False, description="let all curves end over this run: a candidate for use, from which nothing goes on"
     )
     precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16: autocast; losses stay in single precision")
     compile: bool = Field(False, description="torch.compile the encoder: for GPUs; takes a minute, needs a C compiler")
@@ -94,7 +105,7 @@ def train(
     total_steps: int | None,
     save_at: Container[int] = (),
     prepare: Callable[[Raw], Batch] = lambda raw: raw,  # type: ignore[assignment, return-value]
-    account: Callable[[Raw], tuple[int, int]] = lambda raw: (0, 0),
+    account: Callable[[Raw], tuple[int, ...]] = lambda raw: (0, 0),
     on_step: Callable[[int], None] = lambda step: None,
     on_log: Callable[[LogRow], None] = lambda row: None,
     on_checkpoint: Callable[[TrainState, LogRow], None] = lambda state, row: None,
@@ -105,7 +116,8 @@ def train(
     Args:
         save_at: steps after which a checkpoint is due, beside those that `training` asks for.
         prepare: makes a Batch on the device of what the stream yields.
-        account: of a batch, the fingerprint of its samples and the reads that were tried again; summed in `LogRow`.
+        account: of a batch, the fingerprint of its samples, the reads that were tried again and, of several stores, the
+            samples of each; summed in `LogRow`.
         on_step: called on every rank after each step.
         on_log: called on every rank every `log_every` steps, and at the last.
         on_checkpoint: called on every rank after a log step when a checkpoint is due, and at the last.
@@ -122,6 +134,7 @@ def train(
     weights = list(objective.parameters())
     meter = Meter(batch_size, state.step)
     look_every, leaving = 1, False
+    span = curves_span(training, optimizer, total_steps)
     iterator, ahead = iter(batches), Ahead(prepare, device)
 
     def fetch() -> tuple[Raw, Batch] | None:
@@ -135,8 +148,8 @@ def train(
     coming = fetch()
     while coming is not None and not leaving:
         raw, batch = coming[0], ahead.ready(coming[1])
-        values, rate = _step(model, state, batch, training, optimizer, batch_size, total_steps, device)
-        meter.add(values, batch.ids, *account(raw))
+        values, rate = _step(model, state, batch, training, optimizer, batch_size, span, device)
+        meter.add(values, batch.ids, account(raw))
         state.step += 1
         on_step(state.step)
         coming = fetch()  # while the device is still at the step
@@ -152,6 +165,13 @@ def train(
                 meter.refuse_nonfinite_weights(weights, rate)
                 on_checkpoint(state, row)
             meter.restart(state.step)
+
+
+def curves_span(training: TrainingConfig, optimizer: OptimizerConfig, total_steps: int | None) -> Span:
+    """The steps that the curves of a run stretch over."""
+    if training.cooldown:
+        return Span(training.continue_step, total_steps)
+    return Span(0, None if optimizer.endless else total_steps)
 
 
 def parallel(objective: Objective) -> DistributedDataParallel:
@@ -176,10 +196,10 @@ def _step(
     training: TrainingConfig,
     optimizer: OptimizerConfig,
     batch_size: int,
-    total_steps: int | None,
+    span: Span,
     device: torch.device,
 ) -> tuple[dict[str, Tensor], float]:
-    progress = None if total_steps is None else state.step / total_steps
+    place = Step(state.step, span.progress(state.step), training.seed, warmed=optimizer.warmed(state.step * batch_size))
     logged: dict[str, Tensor] = {}
     rate = 0.0
 
@@ -188,7 +208,7 @@ def _step(
 
     _seed(training.seed, state.step)
     for phase, phase_optimizer in state.optimizers.items():
-        step = Step(state.step, progress, training.seed, phase)
+        step = replace(place, phase=phase)
         moved = [parameter for group in phase_optimizer.param_groups for parameter in group["params"]]
         if training.micro_batch is None:
             with precision():
@@ -202,11 +222,11 @@ def _step(
         norm = clip_gradients(moved, optimizer)
         if norm is not None:
             values["gradient_norm"] = norm
-        rate = set_hyperparameters(phase_optimizer, optimizer, batch_size, state.step, total_steps)
+        rate = set_hyperparameters(phase_optimizer, optimizer, batch_size, state.step, span)
         phase_optimizer.step()
         prefix = "" if len(state.optimizers) == 1 else f"{phase}/"
         logged |= {prefix + name: value.detach() for name, value in values.items()}
     if len(state.optimizers) > 1:
         logged["loss"] = torch.stack([logged[f"{phase}/loss"] for phase in state.optimizers]).sum()
-    state.objective.after_step(Step(state.step, progress, training.seed))
+    state.objective.after_step(place)
     return logged, rate

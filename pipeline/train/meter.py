@@ -30,6 +30,7 @@ class LogRow:
     data_wait_seconds: float = 0.0
     samples: int = 0  # fingerprint of the samples of these steps and their visits, over all ranks
     read_retries: int = 0  # reads of samples that failed and were tried again
+    stores: tuple[int, ...] = ()  # samples of each store, where there are several
     step_seconds: float = 0.0  # mean over ranks: what they agree on
     peak_memory_bytes: int = 0  # of this rank, since its process began
 
@@ -60,7 +61,7 @@ class Meter:
         self.first, self.began, self.since, self.waited = step, time.time(), time.perf_counter(), 0.0
         self.values: list[dict[str, Tensor]] = []  # one a step, on the device: reading them would stall it
         self.ids: list[Tensor] = []
-        self.samples = self.retries = 0
+        self.accounts: list[tuple[int, ...]] = []  # one a step
 
     def wait_begins(self) -> None:
         self.waited -= time.perf_counter()
@@ -68,11 +69,10 @@ class Meter:
     def wait_ends(self) -> None:
         self.waited += time.perf_counter()
 
-    def add(self, values: dict[str, Tensor], ids: Tensor, samples: int, retries: int) -> None:
+    def add(self, values: dict[str, Tensor], ids: Tensor, account: tuple[int, ...]) -> None:
         self.values.append(values)
         self.ids.append(ids)
-        self.samples += samples
-        self.retries += retries
+        self.accounts.append(account)
 
     @property
     def steps(self) -> int:
@@ -88,7 +88,8 @@ class Meter:
         local = torch.stack([torch.stack([values[name].float() for name in names]) for values in self.values])
         table = mean_over_ranks(local).cpu()  # (steps, metrics); waits for the device
         elapsed, ended = time.perf_counter() - self.since, time.time()
-        samples, retries, total = _sum_over_ranks([self.samples, self.retries, elapsed], local.device)
+        counted = [sum(of_steps) for of_steps in zip(*self.accounts, strict=True)]
+        total, samples, retries, *stores = _sum_over_ranks([elapsed, *counted], local.device)
         bad = ~table.isfinite()
         if bad.any():
             at = int(bad.any(1).nonzero()[0, 0])
@@ -107,6 +108,7 @@ class Meter:
             data_wait_seconds=self.waited,
             samples=int(samples),
             read_retries=int(retries),
+            stores=tuple(map(int, stores)),
             step_seconds=total / world_size() / self.steps,
             peak_memory_bytes=peak_memory(local.device),
         )

@@ -37,7 +37,8 @@ Rows = list[dict[str, Any]]
 
 EVENTS, METRICS, TENSORBOARD = "events.jsonl", "metrics.jsonl", "tensorboard"
 # Fields of a row that say which steps it is about, and are no measurement.
-PLACE = ("step", "seconds", "time", "began", "data_wait_seconds", "attempt", "restored_step", "samples", "read_retries")
+PLACE = ("step", "seconds", "time", "began", "data_wait_seconds", "attempt", "restored_step", "samples", "read_retries",
+         "stores")  # fmt: skip
 
 _PAUSES = (0.1, 0.5, 2.0)  # seconds before each further try to write a line
 
@@ -90,6 +91,7 @@ class Recorder:
             "samples": row.samples,
             "peak_memory_bytes": row.peak_memory_bytes,
             **({"read_retries": row.read_retries} if row.read_retries else {}),
+            **({"stores": row.stores} if row.stores else {}),
             **self.place,
         }
         _append(self.path, flat)

@@ -16,39 +16,38 @@ PREFIX, POSITIONS = "encoder.", "model.pos_embed"
 ALIKE = ("name", "patch_size", "mean", "std")  # settings of an encoder that must be as they are where it comes from
 
 
-def newest_digest(start_from: str) -> str:
-    """Names the weights that a run has now.
+def newest_of(path: str, setting: str) -> Checkpoint:
+    """The weights that a run has now; `setting` is what names it.
 
     Raises:
         ValueError: there is no such run, or it has no whole checkpoint.
     """
-    run = Path(start_from)
+    run = Path(path)
     if not (run / "experiment.json").is_file():
-        raise ValueError(f"training.start_from={start_from} is no run: it has no experiment.json; name a run directory")
+        raise ValueError(f"{setting}={path} is no run: it has no experiment.json; name a run directory")
     checkpoint = newest_checkpoint(run / "checkpoints")
     if checkpoint is None:
-        raise ValueError(f"training.start_from={start_from} has no whole checkpoint: train it first (`feral pretrain`)")
-    return checkpoint.digest
+        raise ValueError(f"{setting}={path} has no whole checkpoint: train it first (`feral pretrain`)")
+    return checkpoint
 
 
-def start_checkpoint(training: TrainingConfig) -> Checkpoint:
-    """The checkpoint that `training` names by run and digest, with every byte as it was saved.
+def named_checkpoint(setting: str, path: str | None, digest_setting: str, digest: str | None) -> Checkpoint:
+    """The checkpoint that two settings name by run and digest, with every byte as it was saved.
 
     Raises:
         ValueError: the run keeps no such checkpoint any more.
     """
-    kept = checkpoints(Path(training.start_from or "") / "checkpoints")
+    kept = checkpoints(Path(path or "") / "checkpoints")
     why = f"it keeps {', '.join(checkpoint.path.name for checkpoint in kept) or 'none'}, with other weights"
     for checkpoint in reversed(kept):
-        if checkpoint.digest == training.start_digest:
+        if checkpoint.digest == digest:
             try:
                 return Checkpoint.read(checkpoint.path)
             except (Damaged, OSError) as error:
                 why = f"{checkpoint.path.name} is damaged: {error}"
     raise ValueError(
-        f"training.start_from={training.start_from} has no checkpoint with training.start_digest="
-        f"{training.start_digest} any more ({why}): restore it, or begin a run in another directory, with "
-        "training.start_digest=null for the newest"
+        f"{setting}={path} has no checkpoint with {digest_setting}={digest} any more ({why}): restore it, or begin a "
+        f"run in another directory, with {digest_setting}=null for the newest"
     )
 
 
@@ -74,7 +73,9 @@ def check_start(training: TrainingConfig, encoder: EncoderConfig) -> tuple[Check
     Raises:
         ValueError: they are not those of such an encoder.
     """
-    checkpoint = start_checkpoint(training)
+    checkpoint = named_checkpoint(
+        "training.start_from", training.start_from, "training.start_digest", training.start_digest
+    )
     content = json.loads((Path(training.start_from or "") / "experiment.json").read_text())
     with torch.device("meta"):
         model = ImageEncoder(encoder)

@@ -14,13 +14,14 @@ from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.blocklist import replaced_numbers
 from pipeline.ingest.store import Store
 from pipeline.run import Run
-from pipeline.stream.batches import Stream, to_batch
+from pipeline.stream.batches import Batches, Stream, to_batch
 from pipeline.stream.crops import RandomCrops
-from pipeline.stream.plan import Plan
+from pipeline.stream.mixture import Mixture, Supply, first_numbers, mixture
 from pipeline.stream.read import Columns, Reader
 from pipeline.train.alarm import Alarm
 from pipeline.train.attempts import Attempt, Skips, note_failure, read_failure, stop_requested
 from pipeline.train.checkpoints import Checkpoint, CheckpointFailed, CheckpointWriter, Saved, Superseded
+from pipeline.train.continuing import continue_checkpoint
 from pipeline.train.loop import TrainState, train
 from pipeline.train.meter import LogRow, NotFinite
 from pipeline.train.record import Recorder, append_event, fingerprint
@@ -32,35 +33,46 @@ MAX_SKIPS = 5  # times that a run goes back before a value that is not finite is
 
 
 def open_stream(experiment: Experiment, store: Store) -> Stream:
-    """The training stream of an experiment: what it trains on, in the order of its seed."""
+    """The stream of what an experiment trains on in its own store, in the order of its seed."""
+    supply = _supply(experiment, store)
+    data = experiment.data
+    plan = data.plan(len(supply.numbers), supply.weights, experiment.training.seed)
+    return Stream(store, supply.numbers, plan, supply.reader, data.first_step)
+
+
+def open_batches(experiment: Experiment) -> Batches:
+    """What an experiment trains on: its store, and the older ones that it replays.
+
+    Raises:
+        ValueError: a store, or its selection, is not the one that the run began with.
+    """
+    stores = experiment.open_stores()
+    if len(stores) == 1:
+        return open_stream(experiment, stores[0])
+    *old, new = [_supply(experiment, store, first) for store, first in zip(stores, first_numbers(stores), strict=True)]
+    return mixture(old, new, experiment.data, experiment.training.seed)
+
+
+def _supply(experiment: Experiment, store: Store, first_number: int = 0) -> Supply:
     selection, weights = experiment.training_samples(store)
-    seed, data = experiment.training.seed, experiment.data
-    plan = Plan(
-        samples=len(selection),
-        batch_size=data.batch_size,
-        lanes=data.lanes,
-        seed=seed,
-        run_length=data.run_length,
-        runs_per_chunk=data.runs_per_chunk,
-        weights=weights,
-    )
-    views = experiment.views
+    seed, views = experiment.training.seed, experiment.views
     reader = Reader(
         geometry=RandomCrops(views, experiment.encoder.image_size, experiment.num_views, seed),
         seed=seed,
         context_length=experiment.context_length,
         place=store.place,
         local=RandomCrops(views, views.local_size, views.local_crops, seed, local=True) if views.local_crops else None,
+        first_number=first_number,
     )
-    return Stream(store, replaced_numbers(selection, store.blocked), plan, reader)
+    return Supply(store, replaced_numbers(selection, store.blocked), weights, reader)
 
 
 def fresh_state(experiment: Experiment, device: torch.device, *, restored: bool = False) -> TrainState:
-    """The state before the first step, the same on every rank. Where all weights are `restored` in a moment, those of
-    the run that this one started from are not asked for; it may be gone.
+    """The state before the first step, the same on every rank; of a run that goes on from another, that one's last.
+    Where all weights are `restored` in a moment, those of the other run are not asked for; it may be gone.
 
     Raises:
-        ValueError: the run to start from has no such encoder.
+        ValueError: the run to start from has no such encoder, or the one to go on from is another.
     """
     training = experiment.training
     torch.manual_seed(training.seed)
@@ -68,6 +80,8 @@ def fresh_state(experiment: Experiment, device: torch.device, *, restored: bool 
     if training.start_from and not restored:
         objective.start_encoder(start_weights(training, experiment.encoder))
     state = TrainState.fresh(objective, experiment.optimizer, experiment.data.batch_size, device)
+    if training.continue_from and not restored:
+        continue_checkpoint(training).restore(state)
     if training.compile:
         objective.encoder.compile()  # in place: names of weights stay
     return state
@@ -138,7 +152,7 @@ class Worker:
         self.attempt, self.skips, self.save_at = start.attempt, start.skips, save_at
         log = run.path / "logs" / f"hang-{self.attempt.number:03d}-rank{rank}.txt"
         self.alarm = Alarm(log, experiment.cluster.hang_seconds)
-        self.stream = open_stream(experiment, experiment.data.open())
+        self.stream = open_batches(experiment)
         self.views = experiment.device_views()
         self.checkpoint = start.checkpoint
         self.recorder: Recorder | None = None
@@ -203,10 +217,7 @@ class Worker:
                 total_steps=experiment.total_steps,
                 save_at=self.save_at,
                 prepare=lambda columns: to_batch(columns, self.views, self.device),
-                account=lambda columns: (
-                    fingerprint(columns["number"], columns["visit"]),
-                    int(columns["retries"].sum()),
-                ),
+                account=self._account,
                 on_step=self._stepped,
                 on_log=self._logged,
                 on_checkpoint=self._save,
@@ -217,6 +228,10 @@ class Worker:
         cpus = max(1.0, self.experiment.cluster.data_cpus / self.world_size)
         for first, stop in self.skips.stretches(step, self.experiment.total_steps):
             yield from self.stream.distributed(first, stop, self.rank, self.world_size, cpus=cpus)
+
+    def _account(self, columns: Columns) -> tuple[int, ...]:
+        of_stores = self.stream.counts(columns) if isinstance(self.stream, Mixture) else ()
+        return fingerprint(columns["number"], columns["visit"]), int(columns["retries"].sum()), *of_stores
 
     def _stepped(self, step: int) -> None:
         self.alarm.put_off()
@@ -259,7 +274,7 @@ class Worker:
         if self.writer is not None:
             self.writer.close()
             self.checkpoint = self.run.newest_checkpoint()
-            restored = self.checkpoint.step if self.checkpoint else 0
+            restored = self.checkpoint.step if self.checkpoint else self.experiment.training.continue_step
             self.skips = self.skips.with_skip(self.run.path, restored, bad_step)
             self.attempt, self.began = Attempt.claim(self.run.path), time.time()  # its rows replace those since
         self.checkpoint, self.skips, self.attempt = broadcast_from_rank_zero(

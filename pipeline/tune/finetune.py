@@ -12,7 +12,8 @@ from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.store import DEFAULT, Store
 from pipeline.run import Run
 from pipeline.stream.views import ViewsConfig
-from pipeline.train.start import newest_digest
+from pipeline.train.continuing import ALONE
+from pipeline.train.start import newest_of
 from pipeline.tune.compare import Contender
 from ssl_models.encoders import ImageEncoder
 from ssl_models.objectives.supervised import Supervised
@@ -86,13 +87,13 @@ def base_experiment(there: Experiment, store: str | None, changes: Mapping[str, 
         content["encoder"]["arguments"] |= {"drop_path_rate": 0.1}
     content |= {"objective": objective.model_dump(mode="json"), "optimizer": optimizer.model_dump(mode="json")}
     lanes = content["data"]["lanes"]
-    content["data"] |= {"labels": None, "shots": None, "labels_draw": 0}
+    content["data"] |= {"labels": None, "shots": None, "labels_draw": 0, "replay": []}
     content["data"]["batch_size"] = min(there.data.batch_size, lanes * max(1, BATCH // lanes))
     if store is not None:
         content["data"] |= {"store": store, "selection": DEFAULT}
-    content["training"] |= {"start_from": None, "start_digest": None, "micro_batch": None, "seed": 0}
+    content["training"] |= {"micro_batch": None, "seed": 0}
     content["training"]["images_seen"] = MIN_STEPS * BATCH
-    return build_experiment(content).override(changes)
+    return build_experiment(content).override({**ALONE, **changes})
 
 
 def usual_epochs(base: Experiment) -> int:
@@ -108,7 +109,7 @@ def arms(
     Raises:
         ValueError: a budget that the store has not, or an encoder that is not the run's.
     """
-    start = {"training.start_from": str(run.path), "training.start_digest": newest_digest(str(run.path))}
+    start = {"training.start_from": str(run.path), "training.start_digest": newest_of(str(run.path), "RUN").digest}
     found = []
     for budget in budgets:
         experiment = base.override({"data.labels": budget.share, "data.shots": budget.shots}).fitted(store)

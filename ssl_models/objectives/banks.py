@@ -131,6 +131,7 @@ class InstDisc(Objective):
         projector_dims: tuple[int, ...] = Field((128,), min_length=1, description="widths; the last is the bank's")
 
     num_views: ClassVar[int] = 1
+    remembers_samples: ClassVar[bool] = True
 
     def __init__(self, config: Config, encoder: EncoderConfig) -> None:
         super().__init__(config, encoder)
@@ -165,6 +166,7 @@ class PIRL(Objective):
         tile_ratio: float = Field(0.75, gt=0, le=1, description="side of a tile over that of its cell, of 3 × 3")
 
     num_views: ClassVar[int] = 2
+    remembers_samples: ClassVar[bool] = True
 
     def __init__(self, config: Config, encoder: EncoderConfig) -> None:
         super().__init__(config, encoder)
@@ -269,6 +271,7 @@ class Exemplar(Objective):
         num_samples: int | None = Field(None, ge=1, description="classes; left out, it comes from the store")
 
     num_views: ClassVar[int] = 1
+    remembers_samples: ClassVar[bool] = True
 
     def __init__(self, config: Config, encoder: EncoderConfig) -> None:
         super().__init__(config, encoder)

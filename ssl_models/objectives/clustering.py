@@ -198,7 +198,7 @@ class SwAV(Objective):
         config = self.config
         projections = project_crops(self.encoder, self.projector, batch.views, self.num_views)
         prototypes: Tensor = self.prototypes
-        if step.progress is not None and step.progress < config.freeze_prototypes:
+        if step.begun(config.freeze_prototypes) < 1:
             prototypes = prototypes.detach() + 0 * prototypes  # data-parallel training wants every parameter used
         scores = [cosines(rows, prototypes) for rows in projections]
         codes = []
@@ -213,7 +213,7 @@ class SwAV(Objective):
 
     def _uses_queue(self, step: Step, rows: int) -> bool:
         """Its time has come, and the steps before have filled it."""
-        length, begun = self.config.queue_length, step.progress is None or step.progress >= self.config.queue_from
+        length, begun = self.config.queue_length, step.begun(self.config.queue_from) == 1
         return begun and 0 < length <= step.number * rows * world_size()
 
     @torch.no_grad()

@@ -100,6 +100,7 @@ class DeepClusterV2(Objective):
         num_samples: int | None = Field(None, ge=1, description="slots of the bank; None: as many as the store has")
 
     num_views: ClassVar[int] = 2
+    remembers_samples: ClassVar[bool] = True
     takes_local_crops: ClassVar[bool] = True
 
     # Buffers, equal on all ranks

@@ -154,10 +154,10 @@ class DINO(Objective):
         settings, num_views = self.settings, len(batch.views)
         sizes = [batch.views[:2], batch.views[2:]] if num_views > 2 else [batch.views]
         embeddings = torch.cat([self.encoder(torch.cat(views)) for views in sizes])  # (V · n, dim)
-        frozen = step.progress is not None and step.progress < settings.freeze_prototypes
+        frozen = step.begun(settings.freeze_prototypes) < 1
         student = self.head(embeddings, freeze_prototypes=frozen).chunk(num_views)
         logits = single(self.teacher(torch.cat(batch.views[:2])))  # (2n, K)
-        temperature = curve(*settings.teacher_temperature, step.progress, shape="linear", over=settings.teacher_warmup)
+        temperature = curve(*settings.teacher_temperature, step.begun(settings.teacher_warmup), shape="linear")
         targets = ((logits - self.centre) / temperature).softmax(1)
         self.batch_centre = logits.mean(0)
         loss = dino_loss(list(student), list(targets.chunk(2)), settings.student_temperature)

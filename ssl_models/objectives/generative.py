@@ -154,7 +154,7 @@ class VAE(Objective):
         made = single(self.decoder(mean + (0.5 * log_variance).exp() * noise))
         distortion = (made - images).square().flatten(1).sum(1).mean() / (2 * self.config.sigma**2)
         divergence = gaussian_kl(mean, log_variance).mean(0)  # (latent_dim,)
-        beta = curve(*self.config.beta, step.progress, shape="linear", over=self.config.beta_warmup)
+        beta = curve(*self.config.beta, step.begun(self.config.beta_warmup), shape="linear")
         return {
             "loss": (distortion + beta * divergence.sum()) / images[0].numel(),
             "distortion": distortion,

@@ -28,6 +28,7 @@ class Objective(nn.Module):
     num_views: ClassVar[int] = 1
     takes_local_crops: ClassVar[bool] = False  # smaller views after the first `num_views`, any number of them
     needs_text: ClassVar[bool] = False
+    remembers_samples: ClassVar[bool] = False  # holds something of each sample: a row of a bank, a class
     upright: ClassVar[bool] = False  # learns directions: views that are turned by chance would be noise in its labels
     phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer each, stepped in this order
     constant_rate: ClassVar[tuple[str, ...]] = ()  # parameters, by the start of their names, whose rate has no curve

@@ -11,7 +11,7 @@ from pipeline.train.checkpoints import newest_checkpoint, save_checkpoint
 from pipeline.train.loop import TrainState, _seed, train
 from pipeline.train.meter import NotFinite
 from pipeline.train.record import fingerprint
-from pipeline.train.worker import fresh_state, open_stream
+from pipeline.train.worker import fresh_state, open_batches, open_stream
 from ssl_models.batch import Step
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def run(experiment, state: TrainState, stop: int, rows=None, ids=None, **hooks):
     """Trains to `stop`, noting losses and sample ids by step."""
-    stream = open_stream(experiment, Store(experiment.data.store))
+    stream = open_batches(experiment)
     views = experiment.device_views()
 
     def prepare(columns):
@@ -35,8 +35,11 @@ def run(experiment, state: TrainState, stop: int, rows=None, ids=None, **hooks):
         batch_size=experiment.data.batch_size,
         total_steps=experiment.total_steps,
         prepare=prepare,
-        account=lambda columns: (fingerprint(columns["number"], columns["visit"]), 0),
-        **{"on_log": lambda row: rows.append((row.step, row.metrics["loss"])) if rows is not None else None, **hooks},
+        **{
+            "account": lambda columns: (fingerprint(columns["number"], columns["visit"]), 0),
+            "on_log": lambda row: rows.append((row.step, row.metrics["loss"])) if rows is not None else None,
+            **hooks,
+        },
     )
 
 

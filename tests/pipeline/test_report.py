@@ -203,7 +203,7 @@ def test_the_views_shown_are_those_of_the_first_batch(store: Store, name: str) -
     views = experiment.device_views()
     columns = next(open_stream(experiment, store).local(0, 1))
     fed = [views.denormalize(view) for view in to_batch(columns, views, torch.device("cpu")).views]
-    rows = training_views(experiment, store)
+    rows = training_views(experiment)
     assert len(rows) == 6
     for row, place in zip(rows, (0, 1, 2, 4, 5, 7), strict=True):  # spread over a batch of eight
         assert len(row.others) == experiment.num_views

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssl_models.curves import Span
 from ssl_models.encoders import EncoderConfig, ImageEncoder
 from ssl_models.optimizers import (
     OptimizerConfig,
@@ -38,7 +39,7 @@ def test_a_constant_rate_follows_no_curve_and_decay_follows_its_own():
     config = OptimizerConfig(name="sgd", learning_rate=0.1, warmup=0.1, weight_decay=0.04, final_weight_decay=0.4)
     optimizer, _ = groups(config, constant_rate=("2.",))
     for step, factor in ((0, 0.05), (9, 0.95), (55, 0.5 * (1 + math.cos(math.pi * 45.5 / 90)))):
-        assert set_hyperparameters(optimizer, config, 512, step, 100) == pytest.approx(0.2 * factor)
+        assert set_hyperparameters(optimizer, config, 512, step, Span(0, 100)) == pytest.approx(0.2 * factor)
         decay = 0.04 + 0.36 * 0.5 * (1 - math.cos(math.pi * step / 100))
         for group in optimizer.param_groups:
             assert group["lr"] == pytest.approx(0.2 if group["constant_rate"] else 0.2 * factor)
@@ -99,7 +100,7 @@ def test_the_rate_decays_with_the_layer_and_composes_with_the_other_groups():
              ("slow.weight", nn.Parameter(torch.zeros(2, 24)))]  # fmt: skip
     config = OptimizerConfig(name="sgd", learning_rate=0.1, warmup=0, weight_decay=0.04, layer_decay=0.5)
     optimizer = build_optimizer(named, config, 256, constant_rate=("slow",), layers_below_head=below)
-    rate = set_hyperparameters(optimizer, config, 256, 49, 100)
+    rate = set_hyperparameters(optimizer, config, 256, 49, Span(0, 100))
     assert rate == pytest.approx(0.05, rel=0.05)
     names = {id(parameter): name for name, parameter in named}
     seen = 0
@@ -117,7 +118,9 @@ def test_without_layer_decay_nothing_is_grouped_by_layer():
     optimizer = build_optimizer(encoder.named_parameters(), OptimizerConfig(), 256, layers_below_head=below)
     assert len(optimizer.param_groups) == 2
     assert {group.pop("rate_scale") for group in optimizer.param_groups} == {1.0}
-    set_hyperparameters(optimizer, OptimizerConfig(warmup=0), 256, 0, 10**9)  # as of a checkpoint of version 0.1
+    set_hyperparameters(
+        optimizer, OptimizerConfig(warmup=0), 256, 0, Span(0, 10**9)
+    )  # as of a checkpoint of version 0.1
     assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(1e-3)] * 2
 
 
