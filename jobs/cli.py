@@ -13,7 +13,9 @@ from jobs import (
     evaluate,
     export,
     finetune,
+    ledger,
     pretrain,
+    promote,
     recipe_list,
     select,
     submit,
@@ -41,6 +43,9 @@ app.command("report")(evaluate.report)
 app.command("embed")(embed.embed)
 app.command("search")(embed.search)
 app.command("export")(export.export)
+app.command("promote")(promote.promote)
+app.command("rollback")(promote.rollback)
+app.add_typer(ledger.app, name="ledger")
 app.command("demo")(demo.demo)
 app.command("recipes")(recipe_list.recipes)
 app.command("show")(recipe_list.show)

@@ -12,12 +12,13 @@ from jobs.pretrain import Address, print_scores
 if TYPE_CHECKING:
     from pipeline.evaluate.transfer import Judged
 
-RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="directory of a run, or a name: champion")]
 Encoder = Annotated[
     list[str],
     typer.Argument(
         metavar="ENCODER …",
-        help="a run; a folder of `feral export`; or timm:MODEL@FILE, torchvision:…, open_clip:… with a file of weights",
+        help="a run, or a name (champion); a folder of `feral export`; or timm:MODEL@FILE, torchvision:…, open_clip:… "
+        "with a file of weights",
     ),
 ]
 On = Annotated[list[Path] | None, typer.Option(help="a sealed store; may be given again. Default: a run's own")]
@@ -41,14 +42,14 @@ def evaluate(
     from pipeline.cluster import connected
     from pipeline.evaluate.suite import evaluate as judge
     from pipeline.evaluate.transfer import refuse_unknown
+    from pipeline.ledger.names import run_called
     from pipeline.report.run_report import write_report
-    from pipeline.run import Run
 
     refuse_unknown(also or [])
-    if on or len(encoders) > 1 or not Path(encoders[0], "experiment.json").exists():
+    opened = None if on or len(encoders) > 1 else run_called(encoders[0])
+    if opened is None:
         _judge_all(encoders, on or [], to, also or [], address)
         return
-    opened = Run.open(Path(encoders[0]))
     with connected(address, cpus=opened.experiment.cluster.cpus):
         print_scores(judge(opened, lambda name: typer.echo(f"evaluating: {name}"), also=also or []))
     typer.echo(f"report {write_report(opened)}")
@@ -97,9 +98,9 @@ def _print(found: "list[Judged]") -> None:
             typer.echo(f"{one.encoder} on {one.store}: skipped {reason}")
 
 
-def report(run: RunDirectory) -> None:
+def report(run: RunName) -> None:
     """Writes the report of a run again, of whatever there is; needs no Ray."""
+    from pipeline.ledger.names import find_run
     from pipeline.report.run_report import write_report
-    from pipeline.run import Run
 
-    typer.echo(f"report {write_report(Run.open(run))}")
+    typer.echo(f"report {write_report(find_run(run))}")

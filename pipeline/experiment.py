@@ -17,7 +17,7 @@ from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.protocol import EvaluationConfig
 from pipeline.ingest.store import Store
 from pipeline.stream.batches import DataConfig, training_samples
-from pipeline.stream.plan import MAX_WEIGHT
+from pipeline.stream.plan import MAX_WEIGHT, Plan
 from pipeline.stream.views import DeviceViews, ViewsConfig
 from pipeline.train.loop import TrainingConfig
 from pipeline.train.start import check_start, newest_digest
@@ -151,6 +151,19 @@ class Experiment(Config):
     def training_samples(self, store: Store) -> tuple[np.ndarray, np.ndarray | None]:
         """What is trained on, with its weights: see `pipeline.stream.batches.training_samples`."""
         return training_samples(store, self.data, with_text=self.needs_text)
+
+    def plan(self, samples: int, weights: np.ndarray | None) -> Plan:
+        """The order in which so many samples, with their weights, are trained on."""
+        data = self.data
+        return Plan(
+            samples=samples,
+            batch_size=data.batch_size,
+            lanes=data.lanes,
+            seed=self.training.seed,
+            run_length=data.run_length,
+            runs_per_chunk=data.runs_per_chunk,
+            weights=weights,
+        )
 
     def device_views(self, seed: int | None = None, *, plain: bool = False) -> DeviceViews:
         """What makes views of crops: with the run's seed, and the normalisation of its encoder."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,11 +14,13 @@ from pipeline.evaluate.health import health
 from pipeline.evaluate.image_text import image_text
 from pipeline.evaluate.knowledge import depths, knowledge
 from pipeline.evaluate.maps import embedding_map
+from pipeline.evaluate.outcomes import write_outcomes
 from pipeline.evaluate.probes import nearest
 from pipeline.evaluate.protocol import Evaluation, EvaluationConfig, Score
-from pipeline.evaluate.scoring import Case, Evaluator
+from pipeline.evaluate.scoring import Answered, Case, Evaluator
 from pipeline.evaluate.separation import separation
 from pipeline.ingest.store import Store
+from pipeline.ingest.write import replaced
 from pipeline.run import Run
 
 ALWAYS: dict[str, Evaluator] = {
@@ -40,7 +43,8 @@ def evaluate(
     threads: int | None = None,
     keep_embeddings: bool = True,
 ) -> Evaluation:
-    """Judges the newest checkpoint on the store's test split and writes `evaluation.json`. Ray must be connected.
+    """Judges the newest checkpoint on the store's test split, or the one that a name stands for, and writes
+    `evaluation.json`, beside it what became of each query. Ray must be connected.
 
     Args:
         also: names of `ON_DEMAND`.
@@ -57,9 +61,18 @@ def evaluate(
     store = experiment.data.open()
     few = experiment.data.few_labels  # then nobody knows the others
     bank = np.setdiff1d(experiment.training_samples(store)[0], store.blocked) if few else None
-    evaluation = judge(RunEncoders.of(run), store, experiment.evaluation, embedding, on_stage, also, bank)
-    run.evaluation_file.write_text(evaluation.model_dump_json(indent=1))
+    answers: list[Answered] = []
+    config = experiment.evaluation
+    evaluation = judge(RunEncoders.of(run), store, config, embedding, on_stage, also, bank, answers.append)
+    write_evaluation(run.evaluation_file, evaluation, store, answers)
     return evaluation
+
+
+def write_evaluation(file: Path, evaluation: Evaluation, store: Store, answers: Sequence[Answered]) -> None:
+    """Writes an evaluation, and beside it what became of each query."""
+    write_outcomes(file, evaluation, store, answers)
+    with replaced(file) as written:
+        written.write(evaluation.model_dump_json(indent=1).encode())
 
 
 def judge(
@@ -70,9 +83,10 @@ def judge(
     on_stage: OnStage = lambda name: None,
     also: Sequence[str] = (),
     bank: np.ndarray | None = None,
+    on_answers: Callable[[Answered], None] = lambda answers: None,
 ) -> Evaluation:
     """Judges an encoder on a store's test split, with the training samples in `bank`, by default all; Ray must be
-    connected."""
+    connected. `on_answers` receives what became of each query, for the scores that have some."""
     began = time.perf_counter()
     on_stage("embedding")
     train_numbers = store.select("train") if bank is None else bank
@@ -99,6 +113,9 @@ def judge(
         for name, evaluator in {**ALWAYS, **{name: ON_DEMAND[name] for name in also}}.items():
             on_stage(name.replace("_", "-"))
             for result in evaluator(case):
+                if isinstance(result, Answered):
+                    on_answers(result)
+                    result = result.score
                 (evaluation.scores if isinstance(result, Score) else evaluation.skipped).append(result)  # type: ignore[arg-type]
         on_stage("map")
         evaluation = evaluation.model_copy(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import Encoders
+from pipeline.evaluate.outcomes import read_outcomes
 from pipeline.evaluate.protocol import Evaluation, EvaluationConfig
-from pipeline.evaluate.suite import ON_DEMAND, judge
+from pipeline.evaluate.scoring import Answered
+from pipeline.evaluate.suite import ON_DEMAND, judge, write_evaluation
 from pipeline.ingest.store import Store
-from pipeline.ingest.write import replaced
 
 # What stands in the table: enough to choose by. All scores are in the files beside it.
 SHOWN = (
@@ -53,9 +54,9 @@ def judge_all(
             if evaluation is None:
                 tell(f"{name} on {on}")
                 kept = replace(embedding, cache=folder / "embeddings" / _slug(name))
-                evaluation = judge(one, store, config, kept, also=also)
-                with replaced(file) as written:
-                    written.write(evaluation.model_dump_json(indent=1).encode())
+                answers: list[Answered] = []
+                evaluation = judge(one, store, config, kept, also=also, on_answers=answers.append)
+                write_evaluation(file, evaluation, store, answers)
             else:
                 tell(f"{name} on {on}: judged before")
             found.append(Judged(name, on, file, evaluation))
@@ -66,7 +67,7 @@ def _read(file: Path, encoders: Encoders, store: Store, also: Sequence[str]) -> 
     with suppress(OSError, ValueError):
         evaluation = Evaluation.model_validate_json(file.read_text())
         same = (evaluation.encoder_digest, evaluation.store_digest) == (encoders.digest, store.manifest.digest)
-        if same and set(also) <= set(evaluation.also):
+        if same and set(also) <= set(evaluation.also) and read_outcomes(file, evaluation):
             return evaluation
     return None
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pipeline.train.checkpoints import Checkpoint, Damaged, checkpoints, newest_checkpoint
+from pipeline.train.checkpoints import Checkpoint, checkpoint_of, newest_checkpoint
 from pipeline.train.checkpoints.commit import OBJECTIVE
 from pipeline.train.loop import TrainingConfig
 from ssl_models.encoders import CHANGES_NOTHING, EncoderConfig, ImageEncoder, is_resnet
@@ -37,19 +37,14 @@ def start_checkpoint(training: TrainingConfig) -> Checkpoint:
     Raises:
         ValueError: the run keeps no such checkpoint any more.
     """
-    kept = checkpoints(Path(training.start_from or "") / "checkpoints")
-    why = f"it keeps {', '.join(checkpoint.path.name for checkpoint in kept) or 'none'}, with other weights"
-    for checkpoint in reversed(kept):
-        if checkpoint.digest == training.start_digest:
-            try:
-                return Checkpoint.read(checkpoint.path)
-            except (Damaged, OSError) as error:
-                why = f"{checkpoint.path.name} is damaged: {error}"
-    raise ValueError(
-        f"training.start_from={training.start_from} has no checkpoint with training.start_digest="
-        f"{training.start_digest} any more ({why}): restore it, or begin a run in another directory, with "
-        "training.start_digest=null for the newest"
-    )
+    try:
+        return checkpoint_of(Path(training.start_from or "") / "checkpoints", training.start_digest or "")
+    except ValueError as error:
+        raise ValueError(
+            f"training.start_from={training.start_from} has no checkpoint with training.start_digest="
+            f"{training.start_digest} any more ({error}): restore it, or begin a run in another directory, with "
+            "training.start_digest=null for the newest"
+        ) from None
 
 
 def start_weights(training: TrainingConfig, encoder: EncoderConfig) -> dict[str, Tensor]:

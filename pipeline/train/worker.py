@@ -16,7 +16,6 @@ from pipeline.ingest.store import Store
 from pipeline.run import Run
 from pipeline.stream.batches import Stream, to_batch
 from pipeline.stream.crops import RandomCrops
-from pipeline.stream.plan import Plan
 from pipeline.stream.read import Columns, Reader
 from pipeline.train.alarm import Alarm
 from pipeline.train.attempts import Attempt, Skips, note_failure, read_failure, stop_requested
@@ -34,17 +33,7 @@ MAX_SKIPS = 5  # times that a run goes back before a value that is not finite is
 def open_stream(experiment: Experiment, store: Store) -> Stream:
     """The training stream of an experiment: what it trains on, in the order of its seed."""
     selection, weights = experiment.training_samples(store)
-    seed, data = experiment.training.seed, experiment.data
-    plan = Plan(
-        samples=len(selection),
-        batch_size=data.batch_size,
-        lanes=data.lanes,
-        seed=seed,
-        run_length=data.run_length,
-        runs_per_chunk=data.runs_per_chunk,
-        weights=weights,
-    )
-    views = experiment.views
+    seed, views = experiment.training.seed, experiment.views
     reader = Reader(
         geometry=RandomCrops(views, experiment.encoder.image_size, experiment.num_views, seed),
         seed=seed,
@@ -52,6 +41,7 @@ def open_stream(experiment: Experiment, store: Store) -> Stream:
         place=store.place,
         local=RandomCrops(views, views.local_size, views.local_crops, seed, local=True) if views.local_crops else None,
     )
+    plan = experiment.plan(len(selection), weights)
     return Stream(store, replaced_numbers(selection, store.blocked), plan, reader)
 
 
