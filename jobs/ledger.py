@@ -153,10 +153,8 @@ def saw(
     for line in found.unreadable:
         typer.secho(f"not looked into: {line}", fg="yellow")
     colour = "red" if named else "yellow" if tainted else "green"
-    typer.secho(
-        f"{len(tainted)} recorded checkpoint(s) saw it" + (f", among them {', '.join(named)}" if named else ""),
-        fg=colour,
-    )
+    among = f", among them {', '.join(named)}" if named else ""
+    typer.secho(f"{len(tainted)} recorded checkpoint(s) saw it{among}", fg=colour)
 
 
 @app.command()

@@ -6,6 +6,7 @@ the ledger, a few times a minute; workers never do.
 """
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def _url(where: str) -> URL:
         return URL.create("sqlite", database=str(Path(where).absolute()))
     try:
         url = make_url(where)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         url = URL.create("unreadable")  # it may hold a password: not repeated
     kind = url.get_backend_name()
     if kind == "sqlite" and url.database:
@@ -133,8 +134,16 @@ def _engine(url: URL) -> Engine:
 
 def _prepare_sqlite(connection, record) -> None:
     connection.isolation_level = None  # the driver begins no transactions of its own: `_begin` does
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+    until = time.monotonic() + _BUSY_SECONDS
+    while connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):  # a new file; SQLite does not wait here
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
 
 
 def _begin(connection: Connection) -> None:
