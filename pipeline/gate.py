@@ -140,7 +140,7 @@ def gate(
 
 def _alone(mine: Judged) -> Iterator[Check]:
     fault = mine.fault or _incomplete(mine)
-    yield Check("complete", "evaluation", fault is None, fault or f"{len(mine.headlines())} headline scores")
+    yield Check("complete", "evaluation", fault is None, fault or ", ".join(mine.headlines()))
     if mine.evaluation is None:
         return
     health = mine.evaluation.health
