@@ -90,8 +90,10 @@ def lineage(
         return
     for depth, trained in enumerate(found):
         typer.echo(f"{'  ' * depth}{'started from ' if depth else ''}{_named(trained)}")
-        for read in trained.inputs:
-            typer.echo(f"{'  ' * depth}  {_read(read)}")
+        for line in map(_read, trained.inputs):
+            typer.echo(f"{'  ' * depth}  {line}")
+        if not trained.inputs:
+            typer.secho(f"{'  ' * depth}  its data is not known: the store was gone when it was recorded", fg="yellow")
     if (base := found[-1].run.base) is not None:
         typer.secho(f"{'  ' * len(found)}started from {base[:SHORT]}, which the ledger does not know", fg="yellow")
     for row in judged:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from pipeline.ledger.migrations import HEAD, migrate, revision
@@ -26,6 +26,10 @@ NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "ceph", "afs", "beegfs", "glu
 _BUSY_SECONDS = 30
 _WRITER = 0x666572616C  # names the lock: "feral" in ASCII
 _READS = {"feral_reads": True}
+
+
+class Unusable(ValueError):
+    """The database cannot be reached, or others have kept it locked for too long: it may do later."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,27 @@ class Ledger:
         ledger = cls(_engine(url), shown)
         try:
             ledger._bring_up_to_date(create)
-        except DBAPIError as error:
-            raise ValueError(f"the ledger {shown} cannot be used: {_without_secrets(error, url)}") from None
+        except DBAPIError as error:  # no database at all
+            raise Unusable(ledger._said(error)) from None
         return ledger
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction; no other writes meanwhile. An error undoes all of it."""
-        with self.engine.begin() as connection:
-            yield connection
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise Unusable(self._said(error)) from None
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Sees one state of the ledger, and keeps nobody from writing."""
-        with self.engine.connect().execution_options(**_READS) as connection:
-            yield connection
+        try:
+            with self.engine.connect().execution_options(**_READS) as connection:
+                yield connection
+        except OperationalError as error:
+            raise Unusable(self._said(error)) from None
 
     def _bring_up_to_date(self, create: bool) -> None:
         with self.reading() as connection:
@@ -82,6 +92,12 @@ class Ledger:
         if found != HEAD:
             with self.writing() as connection:
                 migrate(connection)
+
+    def _said(self, error: DBAPIError) -> str:
+        said, url = " ".join(str(error.orig).split()), self.engine.url
+        for secret in (url.password, *(value for key, value in url.query.items() if "pass" in key)):
+            said = said.replace(str(secret), "…") if secret else said
+        return f"the ledger {self.shown} cannot be used: {said}"
 
 
 def is_there(where: str | None = None) -> bool:
@@ -181,10 +197,3 @@ def network_file_system(path: Path, mounts: str | None = None) -> str | None:
         if real.is_relative_to(place):
             found = max(found, (len(place.parts), kind), key=lambda one: one[0])
     return found[1] if found[1].startswith(NETWORK) else None
-
-
-def _without_secrets(error: DBAPIError, url: URL) -> str:
-    said = " ".join(str(error.orig).split())
-    for secret in (url.password, *(value for key, value in url.query.items() if "pass" in key)):
-        said = said.replace(str(secret), "…") if secret else said
-    return said

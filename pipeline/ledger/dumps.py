@@ -38,7 +38,12 @@ def discover(connection: Connection, source_id: str | None, uri: str, listing: s
     found = connection.execute(select(delivery.c.stable_since).where(here, delivery.c.listing == listing)).scalar()
     time = now(connection)
     connection.execute(
-        delivery.delete().where(here, delivery.c.listing != listing, delivery.c.dump_id.is_(None))
+        delivery.delete().where(
+            here,
+            delivery.c.listing != listing,
+            delivery.c.dump_id.is_(None),
+            delivery.c.source_id.is_not_distinct_from(source_id),
+        )
     )  # an earlier state of a delivery that was still growing
     if found is None:
         connection.execute(

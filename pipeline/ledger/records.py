@@ -79,7 +79,8 @@ def record_run(
     a run that was moved, or done again elsewhere, is the same.
 
     Args:
-        inputs: default: the selection that its experiment names, as far as its newest checkpoint.
+        inputs: default: the selection that its experiment names, as far as its newest checkpoint; of a run that was
+            recorded with several, these stay.
 
     Raises:
         ValueError: there is no run, its store is gone, or is not the one that the run was judged on.
@@ -97,7 +98,10 @@ def record_run(
         "recorded_at": now(connection),
     }
     _put(connection, run, {"run_id": run_id}, facts | ({"work_id": work_id} if work_id else {}))
-    for one in [_input(connection, found)] if inputs is None else inputs:
+    if inputs is None:
+        known = connection.execute(select(run_input.c.role).where(run_input.c.run_id == run_id)).all()
+        inputs = [_input(connection, found)] if len(known) < 2 else []
+    for one in inputs:
         key = {"run_id": run_id, "selection_id": one.selection_id, "role": one.role}
         _put(connection, run_input, key, {"planned": one.planned, "consumed": one.consumed})
     return run_id
@@ -119,8 +123,12 @@ def _input(connection: Connection, found: Run) -> Input:
 
 
 def _record_start(connection: Connection, found: Run, digest: str | None) -> None:
-    """The run that another starts from, with the checkpoint that it takes, if that is still there."""
-    record_run(connection, found)
+    """The run that another starts from, with the checkpoint that it takes, as far as they are still there."""
+    if not connection.execute(select(run.c.run_id).where(run.c.run_id == found.experiment.digest)).all():
+        try:
+            record_run(connection, found)
+        except ValueError:  # its store is gone: lineage then says that its data is not known
+            record_run(connection, found, inputs=[])
     for one in found.kept_checkpoints():
         if one.digest == digest:
             record_checkpoint(connection, found, one)

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.ledger import database, migrations
-from pipeline.ledger.database import Ledger, network_file_system, now
+from pipeline.ledger.database import Ledger, Unusable, network_file_system, now
 from pipeline.ledger.dumps import add_source
 from pipeline.ledger.migrations import HEAD, VERSION, migrate, revision
 from pipeline.ledger.tables import event, metadata, source
@@ -88,6 +88,13 @@ def test_an_error_undoes_the_whole_transaction(ledger):
         raise RuntimeError
     with ledger.reading() as connection:
         assert connection.execute(source.select()).all() == []
+
+
+def test_a_ledger_that_others_keep_locked_is_said_to_be_unusable_for_now(where, monkeypatch):
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 1)
+    ledger = Ledger.open(where, create=True)
+    with ledger.writing(), pytest.raises(Unusable, match=r"cannot be used: .*lock"), ledger.writing():
+        pass
 
 
 def test_references_are_enforced_and_reasons_asked_for(ledger):

@@ -95,6 +95,18 @@ def test_a_run_from_weights_that_nobody_knows_any_more_says_so(ledger, chain):
     assert lineage[0].run.base == chain[1].experiment.training.start_digest
 
 
+def test_an_ancestor_whose_store_is_gone_is_recorded_without_its_data(ledger, chain, small_store, tmp_path):
+    before = chain[0].newest_checkpoint()
+    changes = {"training.start_from": str(chain[0].path), "training.start_digest": before.digest}
+    after = trained(chain[0].experiment.override(changes | {"data.store": str(small_store.path)}), tmp_path / "after")
+    chain[0].experiment.data.open().path.rename(tmp_path / "away")
+    digest = record(ledger, after)
+    with ledger.reading() as connection:
+        assert [len(one.inputs) for one in fed(connection, digest)] == [1, 0]
+    with pytest.raises(ValueError, match="no store at"):
+        record(ledger, chain[1])
+
+
 def test_a_store_belongs_to_the_dump_that_a_scheduler_sealed(ledger, store):
     manifest = store.manifest
     with ledger.writing() as connection:
@@ -197,8 +209,11 @@ def test_a_mixture_counts_as_seen_from_the_first_step(ledger, chain, store, smal
         parts = [Input(record_store(connection, one), 384, 384, role)
                  for one, role in ((store, "new"), (small_store, "replay"))]  # fmt: skip
     record(ledger, chain[0], inputs=parts)
+    record(ledger, chain[1])  # from it
+    record(ledger, chain[0])  # as a promotion does: what is known of it stays
     with ledger.reading() as connection:
         lineage = fed(connection, chain[0].newest_checkpoint().digest)
+        assert {one.role: one.consumed for one in lineage[0].inputs} == {"new": 384, "replay": 384}
         assert dumps_of(lineage) == [store.manifest.digest, small_store.manifest.digest]
         here = {*ids(store)}  # the two hold some of the same pictures
         train, test = (
@@ -207,6 +222,7 @@ def test_a_mixture_counts_as_seen_from_the_first_step(ledger, chain, store, smal
         )
         found = saw(connection, train)
         assert [(reader.exact, reader.first) for reader in found.readers] == [(False, 1)]
+        assert [row.run_id for row in found.descendants] == [chain[1].experiment.digest]
         assert saw(connection, test).tainted == []
 
 
