@@ -192,7 +192,7 @@ def _against(mine: Judged, theirs: Judged, tolerance: float) -> Iterator[Check]:
 
 def _not_comparable(mine: Judged, theirs: Judged) -> str | None:
     if theirs.fault is not None:
-        return f"the champion is {theirs.fault}"
+        return f"champion: {theirs.fault}"
     if mine.evaluation is None or theirs.evaluation is None:
         return "the candidate is not judged"
     if mine.evaluation.store_digest != theirs.evaluation.store_digest:

@@ -118,7 +118,7 @@ def test_an_incomplete_candidate_is_held(champion):
         (judged(knn_top1=BETTER), judged(protocol="10-NN", knn_top1=SAME), "asked in another way"),
         (judged(knn_top1=BETTER), replace(judged(knn_top1=SAME), outcomes=None), "not known of the champion"),
         (replace(judged(knn_top1=BETTER), outcomes=None), judged(knn_top1=SAME), "not known of the candidate"),
-        (judged(knn_top1=BETTER), Judged(None, fault="not judged yet: feral evaluate x"), "champion is not judged yet"),
+        (judged(knn_top1=BETTER), Judged(None, fault="not judged yet: feral evaluate x"), "champion: not judged yet"),
         (
             judged(knn_top1=BETTER),
             replace(judged(knn_top1=SAME), outcomes=Outcomes(np.char.add("x", IDS), {"knn_top1": SAME})),

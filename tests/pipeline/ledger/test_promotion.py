@@ -215,7 +215,7 @@ def test_a_champion_that_is_gone_holds_until_a_person_forces(ledger, runs):
         resolve(connection, "champion")
     found = promote(ledger, b)
     assert found.action == "held"
-    assert "the champion is" in found.reason
+    assert "champion: champion is checkpoint" in found.reason
     assert promote(ledger, b, force=True, reason="the old one is lost").action == "forced"
 
 
