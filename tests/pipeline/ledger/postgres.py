@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -61,7 +62,7 @@ def running_server() -> Iterator[str]:
         yield url
     finally:
         if server is not None:
-            server.send_signal(2)  # fast shutdown
+            server.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
             server.wait(30)
         shutil.rmtree(home, ignore_errors=True)
 

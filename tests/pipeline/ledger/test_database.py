@@ -168,6 +168,7 @@ def test_a_ledger_on_a_network_file_system_is_refused_with_the_way_out(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_commands_that_need_no_ledger_do_not_import_sqlalchemy():
     code = "import sys, jobs.cli, pipeline.evaluate.foreign; assert 'sqlalchemy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
