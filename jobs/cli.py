@@ -14,7 +14,9 @@ from jobs import (
     evaluate,
     export,
     finetune,
+    ledger,
     pretrain,
+    promote,
     recipe_list,
     select,
     study,
@@ -46,6 +48,9 @@ app.command("report")(evaluate.report)
 app.command("embed")(embed.embed)
 app.command("search")(embed.search)
 app.command("export")(export.export)
+app.command("promote")(promote.promote)
+app.command("rollback")(promote.rollback)
+app.add_typer(ledger.app, name="ledger")
 app.command("demo")(demo.demo)
 app.command("recipes")(recipe_list.recipes)
 app.command("studies")(study.studies)

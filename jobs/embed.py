@@ -11,7 +11,7 @@ from jobs.pretrain import Address
 if TYPE_CHECKING:
     from pipeline.curate import Progress
 
-ENCODER = "a run; a folder of `feral export`; or timm:MODEL@FILE, torchvision:…, open_clip:…"
+ENCODER = "a run, or a name (champion); a folder of `feral export`; or timm:MODEL@FILE, torchvision:…, open_clip:…"
 
 
 def embed(
@@ -31,7 +31,7 @@ def embed(
     from pipeline.search.vectors import embed_source, opened
 
     found = find_encoders(encoder)
-    spec = str(Path(encoder).absolute()) if isinstance(found, RunEncoders) else found.checkpoint_name
+    spec = str(found.directory) if isinstance(found, RunEncoders) else found.checkpoint_name
     cluster = found.experiment.cluster if isinstance(found, RunEncoders) else ClusterConfig()
     with connected(address, cpus=cluster.cpus):
         store = opened(source, to, _telling(), address)

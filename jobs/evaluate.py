@@ -12,12 +12,13 @@ from jobs.pretrain import Address, print_scores
 if TYPE_CHECKING:
     from pipeline.evaluate.transfer import Judged
 
-RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="directory of a run, or a name: champion")]
 Encoder = Annotated[
     list[str],
     typer.Argument(
         metavar="ENCODER …",
-        help="a run; a folder of `feral export`; or timm:MODEL@FILE, torchvision:…, open_clip:… with a file of weights",
+        help="a run, or a name (champion); a folder of `feral export`; or timm:MODEL@FILE, torchvision:…, open_clip:… "
+        "with a file of weights",
     ),
 ]
 On = Annotated[list[Path] | None, typer.Option(help="a sealed store; may be given again. Default: a run's own")]
@@ -62,18 +63,18 @@ def evaluate(
     from pipeline.evaluate.masks import read_segmented
     from pipeline.evaluate.suite import evaluate as judge
     from pipeline.evaluate.transfer import refuse_unknown
+    from pipeline.ledger.names import run_called
     from pipeline.report.run_report import write_report
-    from pipeline.run import Run
 
     refuse_unknown(also or [])
     if chain and len(encoders) < 2:
         raise ValueError("--chain compares an encoder with earlier ones: name two or more, oldest first")
-    if on or len(encoders) > 1 or not Path(encoders[0], "experiment.json").exists():
+    opened = None if on or len(encoders) > 1 else run_called(encoders[0])
+    if opened is None:
         found = _judge_all(encoders, on or [], to, also or [], masks, address)
         if chain:
             _tell_forgotten(found, encoders[-1], to)
         return
-    opened = Run.open(Path(encoders[0]))
     pictures = read_segmented(masks, opened.experiment.encoder.image_size) if masks else None
     if pictures:
         typer.echo(pictures.told)
@@ -126,8 +127,8 @@ def _tell_forgotten(found: "list[Judged]", last: str, to: Path) -> None:
     from rich.table import Table
 
     from pipeline.evaluate.forgetting import forgetting, write_forgetting
+    from pipeline.ledger.names import run_called
     from pipeline.report.run_report import write_report
-    from pipeline.run import Run
 
     matrix = forgetting(found)
     titles, *lines = matrix.table
@@ -137,8 +138,7 @@ def _tell_forgotten(found: "list[Judged]", last: str, to: Path) -> None:
     console = Console()
     Console(width=max(console.width, 100)).print(shown)
     typer.echo(str(write_forgetting(matrix, to)))
-    if Path(last, "experiment.json").exists():
-        run = Run.open(Path(last))
+    if run := run_called(last):
         write_forgetting(matrix, run.path)
         typer.echo(f"report {write_report(run)}")
 
@@ -163,27 +163,30 @@ def _print(found: "list[Judged]") -> None:
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="of a run, a comparison or a sweep")],
+    directory: Annotated[
+        str, typer.Argument(metavar="DIRECTORY", help="of a run, a comparison or a sweep; or a name: champion")
+    ],
 ) -> None:
     """Writes the page of a run, a comparison or a sweep again, of whatever there is; needs no Ray.
 
     Example: feral report runs/first
     """
+    from pipeline.ledger.names import run_called
     from pipeline.report.comparison import COMPARISON
     from pipeline.report.comparison_page import write_comparison_page
     from pipeline.report.run_report import write_report
     from pipeline.report.sweep_page import write_sweep_page
     from pipeline.tune.sweep import FILE as SWEEP
-    from pipeline.run import Run
 
-    if (directory / COMPARISON).exists():
-        page = write_comparison_page(directory)
-    elif (directory / SWEEP).exists():
-        page = write_sweep_page(directory)
-    elif (directory / "experiment.json").exists():
-        page = write_report(Run.open(directory))
+    if Path(directory, COMPARISON).exists():
+        page = write_comparison_page(Path(directory))
+    elif Path(directory, SWEEP).exists():
+        page = write_sweep_page(Path(directory))
+    elif run := run_called(directory):
+        page = write_report(run)
     else:
         raise ValueError(
-            f"{directory} is no run (experiment.json), no comparison ({COMPARISON}) and no sweep ({SWEEP})"
+            f"{directory} is no run (experiment.json), no comparison ({COMPARISON}) and no sweep ({SWEEP}), nor a name "
+            "in the ledger"
         )
     typer.echo(f"report {page}")

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from jobs.evaluate import RunDirectory
+from jobs.evaluate import RunName
 
 FORMS = "safetensors, timm, hf, torchvision, open_clip, onnx or torch_export"
 
 
 def export(
-    run: RunDirectory,
+    run: RunName,
     to: Annotated[str, typer.Option(metavar="FORM", help=FORMS)],
     folder: Annotated[Path | None, typer.Option(help="where to write; default: RUN/exports/FORM")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a folder that exists")] = False,
@@ -24,9 +24,9 @@ def export(
     """
     from pipeline.export.card import agreement
     from pipeline.export.exporting import export as write
-    from pipeline.run import Run
+    from pipeline.ledger.names import find_run
 
-    opened = Run.open(run)
+    opened = find_run(run)
     exported = write(opened, to, (folder or opened.path / "exports" / to).absolute(), overwrite=overwrite)
     for path in sorted(exported.folder.iterdir()):
         typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")

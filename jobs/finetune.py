@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from jobs.evaluate import RunDirectory
+from jobs.evaluate import RunName
 from jobs.pretrain import Address
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ N = TypeVar("N", int, float)
 
 
 def finetune(
-    run: RunDirectory,
+    run: RunName,
     settings: Annotated[list[str] | None, typer.Argument(metavar="key=value …", help="of all trials")] = None,
     labels: Annotated[str | None, typer.Option(help="shares of each class's labels; default: 0.01,0.1,1")] = None,
     shots: Annotated[str | None, typer.Option(help="labels of each class: 1,5")] = None,
@@ -40,16 +40,16 @@ def finetune(
     """
     from pipeline.cluster import connected
     from pipeline.experiment import parse_overrides
+    from pipeline.ledger.names import find_run
     from pipeline.lock import locked
     from pipeline.report.run_report import write_report
-    from pipeline.run import Run
     from pipeline.stream.batches import check_files
     from pipeline.tune.compare import compare, read_trials, refuse_unjudged
     from pipeline.tune.finetune import FOLDER, arms, base_experiment, usual_epochs
     from pipeline.tune.finetune_table import columns, explanation, table, verdict, write_table
     from pipeline.tune.trials import concurrent_trials
 
-    opened, changes = Run.open(run), parse_overrides(settings or [])
+    opened, changes = find_run(run), parse_overrides(settings or [])
     budgets = parse_budgets(labels, shots)
     there = opened.experiment
     base = base_experiment(there, str(on.absolute()) if on else None, changes)

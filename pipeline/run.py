@@ -12,12 +12,13 @@ from typing import Any
 
 from pipeline.evaluate.protocol import Evaluation
 from pipeline.experiment import FITTED, ORIGINS, Experiment, build_experiment, settings
-from pipeline.train.checkpoints import Checkpoint, newest_checkpoint
+from pipeline.train.checkpoints import Checkpoint, checkpoint_of, checkpoints, newest_checkpoint
 
 
 @dataclass(frozen=True)
 class Run:
     path: Path
+    pinned: str | None = None  # digest of the weights that a name of the ledger stands for; None: the newest
 
     @property
     def experiment_file(self) -> Path:
@@ -101,7 +102,18 @@ class Run:
         return [json.loads(line) for line in self.commands_file.read_text().splitlines()]
 
     def newest_checkpoint(self) -> Checkpoint | None:
+        """The newest whole one; of a run that was found by a name, the one that the name stands for.
+
+        Raises:
+            ValueError: that one is gone or damaged.
+        """
+        if self.pinned is not None:
+            return checkpoint_of(self.checkpoints, self.pinned)
         return newest_checkpoint(self.checkpoints)
+
+    def kept_checkpoints(self) -> list[Checkpoint]:
+        """Oldest first, by their sizes only."""
+        return checkpoints(self.checkpoints)
 
     def _refuse_other(self, experiment: Experiment) -> None:
         here = self.experiment

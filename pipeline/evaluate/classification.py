@@ -8,8 +8,8 @@ import torch
 
 from pipeline.evaluate.encoders import ENCODERS
 from pipeline.evaluate.probes import SGD_EPOCHS, knn_predictions, linear_predictions, mean_predictions, sgd_predictions
-from pipeline.evaluate.protocol import Confusion, Score
-from pipeline.evaluate.scoring import Case, Labelled, accuracy, score
+from pipeline.evaluate.protocol import Confusion
+from pipeline.evaluate.scoring import Answered, Case, Labelled, answered, score
 from pipeline.stream.labels import few_labels
 from ssl_models.objectives.supervised import Supervised
 
@@ -22,7 +22,7 @@ MOST = 5_000  # images in all, for there are 36 fits of as many: `DRAWS` × enco
 Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]  # bank, queries → classes
 
 
-def classification(case: Case) -> Iterator[Score | str]:
+def classification(case: Case) -> Iterator[Answered | str]:
     """k-NN and linear probe with all labels."""
     labelled = case.labelled()
     if isinstance(labelled, str):
@@ -30,9 +30,9 @@ def classification(case: Case) -> Iterator[Score | str]:
         return
     config, bank, asked = case.config, labelled.train, labelled.test
 
-    def judged(name: str, protocol: str, predict: Predict) -> Score:
+    def judged(name: str, protocol: str, predict: Predict) -> Answered:
         hits = {one: predict(bank.features[one], asked.features[one]) == asked.labels for one in ENCODERS}
-        return accuracy(name, protocol, hits, 1 / labelled.num_classes)
+        return answered(name, protocol, hits, 1 / labelled.num_classes, asked.numbers)
 
     k = min(config.neighbours, len(bank.labels))
     yield judged(
@@ -48,7 +48,7 @@ def classification(case: Case) -> Iterator[Score | str]:
     )
 
 
-def sgd_probe(case: Case) -> Iterator[Score | str]:
+def sgd_probe(case: Case) -> Iterator[Answered | str]:
     """The linear probe as MAE's paper has it: what masked encoders are compared by."""
     labelled = case.labelled()
     if isinstance(labelled, str):
@@ -63,10 +63,10 @@ def sgd_probe(case: Case) -> Iterator[Score | str]:
         f"linear layer behind a BatchNorm without affine parameters, SGD, {SGD_EPOCHS} epochs of {len(bank.labels)} "
         "frozen embeddings, rate chosen on a tenth of the training images; MAE's, but for its random crops and LARS"
     )
-    yield accuracy("linear_sgd_bn_top1", protocol, hits, 1 / labelled.num_classes)
+    yield answered("linear_sgd_bn_top1", protocol, hits, 1 / labelled.num_classes, asked.numbers)
 
 
-def own_classifier(case: Case) -> Iterator[Score | str]:
+def own_classifier(case: Case) -> Iterator[Answered | str]:
     """The classifier that was trained with the encoder, where there is one."""
     objectives = {name: one for name, one in case.encoders.load().items() if isinstance(one, Supervised)}
     labelled = case.labelled()
@@ -78,7 +78,8 @@ def own_classifier(case: Case) -> Iterator[Score | str]:
         bank.features["pixels"], bank.labels, asked.features["pixels"], case.config.linear_iterations
     )[0]
     protocol = "by the classifier that was trained with the encoder; raw pixels: their linear probe"
-    yield accuracy("classifier_top1", protocol, hits | {"pixels": by_pixels == asked.labels}, 1 / labelled.num_classes)
+    hits["pixels"] = by_pixels == asked.labels
+    yield answered("classifier_top1", protocol, hits, 1 / labelled.num_classes, asked.numbers)
 
 
 @torch.inference_mode()
@@ -87,7 +88,7 @@ def classified(objective: Supervised, embeddings: np.ndarray) -> np.ndarray:
     return objective.classify(torch.from_numpy(embeddings)).argmax(1).numpy()
 
 
-def with_few_labels(case: Case) -> Iterator[Score | str]:
+def with_few_labels(case: Case) -> Iterator[Answered | str]:
     """The same with the labels of a few images of every class, drawn several times."""
     labelled = case.labelled()
     if isinstance(labelled, str):
@@ -123,19 +124,20 @@ def _drawn(
     labelled: Labelled,
     predict: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
     **budget: Any,
-) -> Score:
+) -> Answered:
     """predict: bank, its labels, queries → classes."""
     bank, asked = labelled.train, labelled.test
-    found: dict[str, list[float]] = {one: [] for one in ENCODERS}
+    right: dict[str, list[np.ndarray]] = {one: [] for one in ENCODERS}
     for draw in range(DRAWS):
         rows = np.flatnonzero(np.isin(bank.numbers, few_labels(case.store, bank.numbers, draw=draw, **budget)))
         for one in ENCODERS:
             answers = predict(bank.features[one][rows], bank.labels[rows], asked.features[one])
-            found[one].append(float((answers == asked.labels).mean()))
-    means = {one: float(np.mean(values)) for one, values in found.items()}
+            right[one].append(answers == asked.labels)
+    means = {one: float(np.mean(hits)) for one, hits in right.items()}
     protocol += f"; mean of {DRAWS} draws, the interval is from the lowest to the highest"
-    low, high = min(found["trained"]), max(found["trained"])
-    return score(name, protocol, len(asked.labels), means, 1 / labelled.num_classes, (low, high))
+    each = [float(hits.mean()) for hits in right["trained"]]
+    found = score(name, protocol, len(asked.labels), means, 1 / labelled.num_classes, (min(each), max(each)))
+    return Answered(found, asked.numbers, np.mean(right["trained"], axis=0))
 
 
 MOST_CLASSES = 50  # of a table that a person can read

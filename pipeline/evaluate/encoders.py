@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -123,6 +124,11 @@ class RunEncoders:
     @property
     def name(self) -> str:
         return self.run
+
+    @property
+    def directory(self) -> Path:
+        """Of the run."""
+        return self.checkpoint.path.parent.parent
 
     @property
     def checkpoint_name(self) -> str:

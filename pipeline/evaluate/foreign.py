@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from pipeline.evaluate.encoders import Encoders, Pixels, RunEncoders, Sees, digest_of
 from pipeline.ingest.store import file_sha256
-from pipeline.run import Run
+from pipeline.ledger.names import run_called
 from pipeline.stream.views import ViewsConfig
 from ssl_models.encoders import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig, ImageEncoder
 
 LIBRARIES = ("timm", "torchvision", "open_clip")
 WAYS = (
-    "a run's directory, a folder of `feral export`, or LIBRARY:MODEL@FILE with a file of weights, LIBRARY one of "
-    + (", ".join(LIBRARIES))
+    "a run's directory, a name in the ledger (champion), a folder of `feral export`, or LIBRARY:MODEL@FILE with a file "
+    "of weights, LIBRARY one of " + (", ".join(LIBRARIES))
 )
 EXPORTED = {  # a file of the folder, and what must stand in it → the form of the export
     ("open_clip_config.json", "model_cfg"): "open_clip",
@@ -37,9 +37,9 @@ def find_encoders(text: str) -> Encoders:
     Raises:
         ValueError: no such run, folder, library, model or file; the message says what is.
     """
+    if run := run_called(text):
+        return RunEncoders.of(run)
     path = Path(text)
-    if (path / "experiment.json").is_file():
-        return RunEncoders.of(Run.open(path))
     if path.is_dir():
         return ForeignEncoders(_form_of(path), str(path.absolute()), _weights_of(path)).checked()
     library, colon, rest = text.partition(":")

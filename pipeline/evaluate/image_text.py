@@ -7,13 +7,12 @@ import numpy as np
 import torch
 
 from pipeline.evaluate.encoders import ENCODERS, ComparesText
-from pipeline.evaluate.protocol import Score
-from pipeline.evaluate.scoring import Case, accuracy, score
+from pipeline.evaluate.scoring import Answered, Case, answered, score
 from pipeline.stream.batches import captioned
 from pipeline.stream.read import tokenize
 
 
-def image_text(case: Case) -> Iterator[Score | str]:
+def image_text(case: Case) -> Iterator[Answered | str]:
     """Zero-shot classification and retrieval; for encoders that compare images with text only."""
     context_length = case.encoders.context_length
     pair = {name: one for name, one in case.encoders.load().items() if isinstance(one, ComparesText)}
@@ -46,22 +45,25 @@ def zero_shot_classifier(embedded_prompts: np.ndarray, num_classes: int) -> np.n
     return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
 
-def recalls(similarities: np.ndarray, owner: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-    """Retrieval with several captions an image.
+def recalls(similarities: np.ndarray, owner: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, np.ndarray]:
+    """Which queries of a retrieval with several captions an image are answered rightly; R@k are their means.
 
     text→image R@k: share of captions whose image is among the k nearest images. image→text R@k: share of images with
     at least one of their captions among the k nearest captions. A tie counts as ahead of the right answer.
 
     Args:
         similarities: (images, captions); owner: (captions,), the image of each caption.
+
+    Returns:
+        "text_to_image_r…" (captions,), "image_to_text_r…" (images,).
     """
     right = similarities[owner, np.arange(len(owner))]  # (captions,)
     rank_of_image = (similarities >= right[None]).sum(0) - 1
     own = owner[None] == np.arange(len(similarities))[:, None]
     best_own = np.where(own, similarities, -np.inf).max(1)  # (images,)
     rank_of_text = ((similarities >= best_own[:, None]) & ~own).sum(1)
-    return {f"text_to_image_r{k}": float((rank_of_image < k).mean()) for k in ks} | {
-        f"image_to_text_r{k}": float((rank_of_text < k).mean()) for k in ks
+    return {f"text_to_image_r{k}": rank_of_image < k for k in ks} | {
+        f"image_to_text_r{k}": rank_of_text < k for k in ks
     }
 
 
@@ -98,7 +100,7 @@ class _Towers:
         return self.test.features[f"{name}_projection"][rows]
 
 
-def _zero_shot(case: Case, towers: _Towers) -> Score | str:
+def _zero_shot(case: Case, towers: _Towers) -> Answered | str:
     asked, classes = np.flatnonzero(case.test.labels >= 0), case.store.manifest.classes
     if len(classes) < 2 or not len(asked):
         return "zero_shot_top1: the store has no labelled test images"
@@ -108,10 +110,10 @@ def _zero_shot(case: Case, towers: _Towers) -> Score | str:
         classifier = zero_shot_classifier(towers.texts(name, questions), len(classes))
         hits[name] = (towers.images(name, asked) @ classifier.T).argmax(1) == case.test.labels[asked]
     protocol = f"mean of {len(questions) // len(classes)} prompts a class; raw pixels: ridge regression to words"
-    return accuracy("zero_shot_top1", protocol, hits, 1 / len(classes))
+    return answered("zero_shot_top1", protocol, hits, 1 / len(classes), case.test.numbers[asked])
 
 
-def _retrieval(case: Case, towers: _Towers) -> Iterator[Score | str]:
+def _retrieval(case: Case, towers: _Towers) -> Iterator[Answered | str]:
     rows = np.flatnonzero(np.isin(case.test.numbers, captioned(case.store, case.test.numbers)))
     if len(rows) < 2:
         yield "retrieval: the test split has fewer than two captioned images"
@@ -124,8 +126,12 @@ def _retrieval(case: Case, towers: _Towers) -> Iterator[Score | str]:
     chance = chance_recalls(owner, len(rows))
     protocol = f"{len(rows)} held-back images, {len(texts)} captions; raw pixels: ridge regression to words"
     for measure in chance:
-        found = {name: table[measure] for name, table in tables.items()}
-        yield score(f"retrieval_{measure}", protocol, len(rows), found, chance[measure], None)
+        found = {name: float(table[measure].mean()) for name, table in tables.items()}
+        shown = score(f"retrieval_{measure}", protocol, len(rows), found, chance[measure], None)
+        right = tables["trained"][measure]
+        if measure.startswith("text"):  # captions of an image are no independent queries: it counts once
+            right = np.bincount(owner, right) / np.bincount(owner)
+        yield Answered(shown, case.test.numbers[rows], right)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.encoders import ENCODERS
 from pipeline.evaluate.probes import linear_predictions
 from pipeline.evaluate.protocol import Score
-from pipeline.evaluate.scoring import Case, accuracy
+from pipeline.evaluate.scoring import Answered, Case, accuracy
 from pipeline.evaluate.separation import spread_over
 
 MAX_TRAIN, MAX_TEST = 2_000, 1_000  # images, each changed in several ways
@@ -77,7 +77,7 @@ def depths(case: Case) -> Iterator[Score | str]:
         yield "linear_top1_depth: this encoder gives no maps of its stages (timm's forward_intermediates)"
 
 
-def projection(case: Case) -> Iterator[Score | str]:
+def projection(case: Case) -> Iterator[Answered | str]:
     """k-NN and linear probe of g(h), what the loss sees (Chen et al. 2020, arXiv 2002.05709, section 4.2: h is better
     by more than 10 points)."""
     objectives = case.encoders.load()
@@ -89,9 +89,9 @@ def projection(case: Case) -> Iterator[Score | str]:
         if isinstance(result, str):
             yield result.replace("top1", "top1_projection")
         else:
-            yield result.model_copy(
-                update={"name": f"{result.name}_projection", "protocol": f"of the projection g(h): {result.protocol}"}
-            )
+            found = result.score
+            named = {"name": f"{found.name}_projection", "protocol": f"of the projection g(h): {found.protocol}"}
+            yield replace(result, score=found.model_copy(update=named))
 
 
 @torch.inference_mode()

@@ -43,7 +43,16 @@ class Labelled:
         return len(np.unique(self.train.labels))
 
 
-Evaluator = Callable[[Case], Iterator[Score | str]]  # a str says what could not be computed, and why
+@dataclass(frozen=True)
+class Answered:
+    """A score with what the trained encoder made of each query: two encoders can then be compared query by query."""
+
+    score: Score
+    numbers: np.ndarray  # (Q,) samples that were asked about
+    right: np.ndarray  # (Q,) in [0, 1]: answered rightly, or the share of answers that were
+
+
+Evaluator = Callable[[Case], Iterator[Score | Answered | str]]  # a str says what could not be computed, and why
 
 
 def accuracy(name: str, protocol: str, hits: dict[str, np.ndarray], chance: float) -> Score:
@@ -51,6 +60,11 @@ def accuracy(name: str, protocol: str, hits: dict[str, np.ndarray], chance: floa
     count = len(hits["trained"])
     found = {encoder: float(hit.mean()) for encoder, hit in hits.items()}
     return score(name, protocol, count, found, chance, wilson(found["trained"], count))
+
+
+def answered(name: str, protocol: str, hits: dict[str, np.ndarray], chance: float, numbers: np.ndarray) -> Answered:
+    """As `accuracy`; numbers: (Q,) the samples that the queries are."""
+    return Answered(accuracy(name, protocol, hits, chance), numbers, hits["trained"])
 
 
 def score(

@@ -8,13 +8,13 @@ import numpy as np
 
 from pipeline.evaluate.encoders import ENCODERS
 from pipeline.evaluate.protocol import Score
-from pipeline.evaluate.scoring import Case, accuracy, bootstrap, score
+from pipeline.evaluate.scoring import Answered, Case, answered, bootstrap, score
 
 MAX_IMAGES = 10_000  # of training, that clusters are found in
 MAX_SILHOUETTE = 2_000  # of test: the cost is quadratic
 
 
-def separation(case: Case) -> Iterator[Score | str]:
+def separation(case: Case) -> Iterator[Score | Answered | str]:
     """Clusters of the training images, as many as there are classes: each stands for the class that an assignment of
     clusters to classes, one to one, gives it on *training* labels (Hungarian method); then test images are asked for.
     """
@@ -36,7 +36,7 @@ def separation(case: Case) -> Iterator[Score | str]:
         silhouettes[one] = silhouette_samples(queries[some], truth[some], metric="cosine")
     how = f"k-means, k = {labelled.num_classes} on normalised embeddings of {len(chosen)} training images"
     protocol = f"{how}; clusters are named by the best one-to-one assignment on training labels"
-    yield accuracy("cluster_top1", protocol, hits, 1 / labelled.num_classes)
+    yield answered("cluster_top1", protocol, hits, 1 / labelled.num_classes, asked.numbers)
     for name, measure in (("nmi", normalized_mutual_info_score), ("ari", adjusted_rand_score)):
         found = {one: float(measure(truth, answer)) for one, answer in answers.items()}
         interval = bootstrap(partial(_resampled, measure, truth, answers["trained"]), len(truth))

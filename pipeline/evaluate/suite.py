@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -14,13 +15,15 @@ from pipeline.evaluate.image_text import image_text
 from pipeline.evaluate.knowledge import depths, knowledge, projection
 from pipeline.evaluate.maps import embedding_map
 from pipeline.evaluate.masks import Segmented
+from pipeline.evaluate.outcomes import write_outcomes
 from pipeline.evaluate.outputs import PAIRS
 from pipeline.evaluate.probes import nearest
 from pipeline.evaluate.protocol import Evaluation, EvaluationConfig, Health, Score
-from pipeline.evaluate.scoring import Case, Evaluator
+from pipeline.evaluate.scoring import Answered, Case, Evaluator
 from pipeline.evaluate.segmentation import segmentation
 from pipeline.evaluate.separation import separation, spread_over
 from pipeline.ingest.store import Store
+from pipeline.ingest.write import replaced
 from pipeline.run import Run
 from ssl_models.objectives import MAE, SimMIM
 
@@ -53,7 +56,8 @@ def evaluate(
     threads: int | None = None,
     keep_embeddings: bool = True,
 ) -> Evaluation:
-    """Judges the newest checkpoint on the store's test split and writes `evaluation.json`. Ray must be connected.
+    """Judges the newest checkpoint on the store's test split, or the one that a name stands for, and writes
+    `evaluation.json`, beside it what became of each query. Ray must be connected.
 
     Args:
         also: names of `ON_DEMAND`.
@@ -72,15 +76,23 @@ def evaluate(
     few = experiment.data.few_labels  # then nobody knows the others
     bank = np.setdiff1d(experiment.training_samples(store)[0], store.blocked) if few else None
     encoders = RunEncoders.of(run)
-    evaluation = judge(encoders, store, experiment.evaluation, embedding, on_stage, also, bank)
+    answers: list[Answered] = []
+    evaluation = judge(encoders, store, experiment.evaluation, embedding, on_stage, also, bank, answers.append)
     if pictures is not None:
         on_stage("segmentation")
         dense = judge_masks(encoders, pictures, embedding)
         evaluation = evaluation.model_copy(
             update={name: getattr(evaluation, name) + getattr(dense, name) for name in ("scores", "skipped", "seconds")}
         )
-    run.evaluation_file.write_text(evaluation.model_dump_json(indent=1))
+    write_evaluation(run.evaluation_file, evaluation, store, answers)
     return evaluation
+
+
+def write_evaluation(file: Path, evaluation: Evaluation, store: Store, answers: Sequence[Answered]) -> None:
+    """Writes an evaluation, and beside it what became of each query."""
+    write_outcomes(file, evaluation, store, answers)
+    with replaced(file) as written:
+        written.write(evaluation.model_dump_json(indent=1).encode())
 
 
 def judge(
@@ -91,9 +103,10 @@ def judge(
     on_stage: OnStage = lambda name: None,
     also: Sequence[str] = (),
     bank: np.ndarray | None = None,
+    on_answers: Callable[[Answered], None] = lambda answers: None,
 ) -> Evaluation:
     """Judges an encoder on a store's test split, with the training samples in `bank`, by default all; Ray must be
-    connected."""
+    connected. `on_answers` receives what became of each query, for the scores that have some."""
     began = time.perf_counter()
     also = tuple(dict.fromkeys([*_expected(encoders), *also]))
     on_stage("embedding")
@@ -121,6 +134,9 @@ def judge(
         for name, evaluator in {**ALWAYS, **{name: ON_DEMAND[name] for name in also}}.items():
             on_stage(name.replace("_", "-"))
             for result in evaluator(case):
+                if isinstance(result, Answered):
+                    on_answers(result)
+                    result = result.score
                 (evaluation.scores if isinstance(result, Score) else evaluation.skipped).append(result)  # type: ignore[arg-type]
         on_stage("map")
         evaluation = evaluation.model_copy(

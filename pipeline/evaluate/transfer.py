@@ -10,9 +10,11 @@ from pathlib import Path
 from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import Encoders
 from pipeline.evaluate.masks import Segmented
+from pipeline.evaluate.outcomes import read_outcomes
 from pipeline.evaluate.protocol import Evaluation, EvaluationConfig
+from pipeline.evaluate.scoring import Answered
 from pipeline.evaluate.segmentation import MIOU, PIXELS
-from pipeline.evaluate.suite import ON_DEMAND, judge, judge_masks
+from pipeline.evaluate.suite import ON_DEMAND, judge, judge_masks, write_evaluation
 from pipeline.ingest.store import Store
 from pipeline.ingest.write import replaced
 
@@ -52,30 +54,46 @@ def judge_all(
     for on, store in zip(names[1], [*stores, None], strict=False):
         for one, name in zip(encoders, names[0], strict=True):
             kept = replace(embedding, cache=folder / "embeddings" / _slug(name))
+            file = folder / f"{_slug(name)}--{_slug(on)}.json"
             if store is None:
                 masks = pictures[one.sees.image_size]
-                digest, asked, make = masks.digest, also[:0], partial(judge_masks, one, masks, kept)
+                evaluation = _read(file, one.digest, masks.digest)
+                make = partial(_on_masks, file, one, masks, kept)
             else:
-                digest, asked = store.manifest.digest, also
-                make = partial(judge, one, store, config, kept, also=also)
-            file = folder / f"{_slug(name)}--{_slug(on)}.json"
-            evaluation = _read(file, one.digest, digest, asked)
+                evaluation = _read(file, one.digest, store.manifest.digest, also, with_outcomes=True)
+                make = partial(_on_store, file, one, store, config, kept, also)
             if evaluation is None:
                 tell(f"{name} on {on}")
                 evaluation = make()
-                with replaced(file) as written:
-                    written.write(evaluation.model_dump_json(indent=1).encode())
             else:
                 tell(f"{name} on {on}: judged before")
             found.append(Judged(name, on, file, evaluation))
     return found
 
 
-def _read(file: Path, encoder: str, data: str, also: Sequence[str]) -> Evaluation | None:
+def _on_store(
+    file: Path, one: Encoders, store: Store, config: EvaluationConfig, embedding: Embedding, also: Sequence[str]
+) -> Evaluation:
+    answers: list[Answered] = []
+    evaluation = judge(one, store, config, embedding, also=also, on_answers=answers.append)
+    write_evaluation(file, evaluation, store, answers)
+    return evaluation
+
+
+def _on_masks(file: Path, one: Encoders, masks: Segmented, embedding: Embedding) -> Evaluation:
+    evaluation = judge_masks(one, masks, embedding)
+    with replaced(file) as written:
+        written.write(evaluation.model_dump_json(indent=1).encode())
+    return evaluation
+
+
+def _read(
+    file: Path, encoder: str, data: str, also: Sequence[str] = (), *, with_outcomes: bool = False
+) -> Evaluation | None:
     with suppress(OSError, ValueError):
         evaluation = Evaluation.model_validate_json(file.read_text())
         same = (evaluation.encoder_digest, evaluation.store_digest) == (encoder, data)
-        if same and set(also) <= set(evaluation.also):
+        if same and set(also) <= set(evaluation.also) and (not with_outcomes or read_outcomes(file, evaluation)):
             return evaluation
     return None
 

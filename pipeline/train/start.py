@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pipeline.train.checkpoints import Checkpoint, Damaged, checkpoints, newest_checkpoint
+from pipeline.train.checkpoints import Checkpoint, checkpoint_of, newest_checkpoint
 from pipeline.train.checkpoints.commit import OBJECTIVE
 from pipeline.train.loop import TrainingConfig
 from ssl_models.encoders import CHANGES_NOTHING, EncoderConfig, ImageEncoder, is_resnet
@@ -37,18 +37,13 @@ def named_checkpoint(setting: str, path: str | None, digest_setting: str, digest
     Raises:
         ValueError: the run keeps no such checkpoint any more.
     """
-    kept = checkpoints(Path(path or "") / "checkpoints")
-    why = f"it keeps {', '.join(checkpoint.path.name for checkpoint in kept) or 'none'}, with other weights"
-    for checkpoint in reversed(kept):
-        if checkpoint.digest == digest:
-            try:
-                return Checkpoint.read(checkpoint.path)
-            except (Damaged, OSError) as error:
-                why = f"{checkpoint.path.name} is damaged: {error}"
-    raise ValueError(
-        f"{setting}={path} has no checkpoint with {digest_setting}={digest} any more ({why}): restore it, or begin a "
-        f"run in another directory, with {digest_setting}=null for the newest"
-    )
+    try:
+        return checkpoint_of(Path(path or "") / "checkpoints", digest or "")
+    except ValueError as error:
+        raise ValueError(
+            f"{setting}={path} has no checkpoint with {digest_setting}={digest} any more ({error}): restore it, or begin "
+            f"a run in another directory, with {digest_setting}=null for the newest"
+        ) from None
 
 
 def start_weights(training: TrainingConfig, encoder: EncoderConfig) -> dict[str, Tensor]:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.evaluate.encoders import RunEncoders
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.store import DEFAULT, Store
 from pipeline.run import Run
 from pipeline.stream.views import ViewsConfig
 from pipeline.train.continuing import ALONE
-from pipeline.train.start import newest_of
 from pipeline.tune.compare import Contender
 from ssl_models.encoders import ImageEncoder
 from ssl_models.objectives.supervised import Supervised
@@ -109,7 +109,8 @@ def arms(
     Raises:
         ValueError: a budget that the store has not, or an encoder that is not the run's.
     """
-    start = {"training.start_from": str(run.path), "training.start_digest": newest_of(str(run.path), "RUN").digest}
+    weights = RunEncoders.of(run).checkpoint.digest
+    start = {"training.start_from": str(run.path), "training.start_digest": weights}
     found = []
     for budget in budgets:
         experiment = base.override({"data.labels": budget.share, "data.shots": budget.shots}).fitted(store)

@@ -104,20 +104,20 @@ def test_retrieval_equals_the_loops():
     found = recalls(similarities, owner)
     for k in (1, 5, 10):
         text, image = slow_recalls(similarities, owner, k)
-        assert found[f"text_to_image_r{k}"] == pytest.approx(text)
-        assert found[f"image_to_text_r{k}"] == pytest.approx(image)
+        assert found[f"text_to_image_r{k}"].mean() == pytest.approx(text)
+        assert found[f"image_to_text_r{k}"].mean() == pytest.approx(image)
 
 
 def test_a_collapsed_model_retrieves_nothing():
     owner = np.repeat(np.arange(20), 5)
-    assert set(recalls(np.ones((20, 100)), owner).values()) == {0.0}
+    assert not any(hits.any() for hits in recalls(np.ones((20, 100)), owner).values())
 
 
 def test_chance_of_retrieval_is_what_random_scores_give():
     owner = np.repeat(np.arange(30), 5)
     drawn = [recalls(GENERATOR.normal(size=(30, 150)), owner) for _ in range(200)]
     for measure, chance in chance_recalls(owner, 30).items():
-        assert np.mean([found[measure] for found in drawn]) == pytest.approx(chance, abs=0.02)
+        assert np.mean([found[measure].mean() for found in drawn]) == pytest.approx(chance, abs=0.02)
 
 
 def test_the_zero_shot_classifier_is_a_unit_mean():

@@ -172,7 +172,7 @@ def test_weights_that_hold_code_are_not_loaded(tmp_path):
     [
         ("timm:resnet18", "names no weights: give timm:resnet18@FILE"),
         ("timm:resnet18@nowhere", "there is no file nowhere"),
-        ("keras:resnet18@x", "is no encoder: give a run's directory, a folder of `feral export`"),
+        ("keras:resnet18@x", "is no encoder: give a run's directory, a name in"),
         ("nowhere", "is no encoder"),
         ("timm:resnet1800@{file}", "timm has no model 'resnet1800'; similar: "),
         ("torchvision:resnet18@{file}", "cannot be loaded: Error.* loading state_dict"),

@@ -8,8 +8,7 @@ from pipeline.evaluate.classification import own_classifier
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.encoders import RunEncoders
 from pipeline.evaluate.probes import linear_predictions
-from pipeline.evaluate.protocol import Score
-from pipeline.evaluate.scoring import Case
+from pipeline.evaluate.scoring import Answered, Case
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
@@ -109,7 +108,7 @@ def test_a_supervised_run_is_also_judged_by_its_own_classifier(small_store, tmp_
 
     asked = embedded(test)
     case = Case(RunEncoders.of(run), small_store, few.evaluation, embedded(train), asked, HERE)
-    scores = {score.name: score for score in own_classifier(case) if isinstance(score, Score)}
+    scores = {one.score.name: one.score for one in own_classifier(case) if isinstance(one, Answered)}
     assert list(scores) == ["classifier_top1"]
     state = load_file(run.newest_checkpoint().path / "objective.safetensors")
     weights, bias = state["classify.weight"], state["classify.bias"]

@@ -120,6 +120,23 @@ def checkpoints(directory: Path) -> list[Checkpoint]:
     return found
 
 
+def checkpoint_of(directory: Path, digest: str) -> Checkpoint:
+    """The checkpoint with these weights, once every byte was compared.
+
+    Raises:
+        ValueError: it is not kept any more, or is damaged; says what is there.
+    """
+    kept = checkpoints(directory)
+    why = f"it keeps {', '.join(checkpoint.path.name for checkpoint in kept) or 'none'}, with other weights"
+    for checkpoint in reversed(kept):
+        if checkpoint.digest == digest:
+            try:
+                return Checkpoint.read(checkpoint.path)
+            except (Damaged, OSError) as error:
+                why = f"{checkpoint.path.name} is damaged: {error}"
+    raise ValueError(f"{directory} has no whole checkpoint {digest[:12]}: {why}")
+
+
 def by_score(found: list[Checkpoint], higher_is_better: bool) -> list[Checkpoint]:
     """Those with a score, best first, the newer of equals first."""
     sign = -1 if higher_is_better else 1

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from ssl_models.config import Config
 
-MARKER = "COMMIT.json"
+MARKER, KEEP = "COMMIT.json", "KEEP"
 OBJECTIVE, OPTIMIZERS = "objective.safetensors", "optimizers.pt"
 # "step_000000008"; a step saved again beside a whole one is "step_000000008.1": nothing is ever written over.
 _NAME = re.compile(r"step_(\d{9,})(?:\.(\d+))?")
@@ -117,6 +117,11 @@ def step_directory(directory: Path, step: int) -> Path:
         again += 1
         path = directory / f"step_{step:09d}.{again}"
     return path
+
+
+def keep(path: Path) -> None:
+    """Keeps a checkpoint from being removed when newer ones are saved: a name of the ledger stands for it, or stood."""
+    (path / KEEP).touch()
 
 
 def flush(path: Path) -> None:

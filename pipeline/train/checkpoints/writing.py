@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.train.checkpoints.checkpoint import Checkpoint, by_score
 from pipeline.train.checkpoints.commit import (
+    KEEP,
     OBJECTIVE,
     OPTIMIZERS,
     Commit,
@@ -94,7 +95,8 @@ def write_checkpoint(
 def remove_old(
     directory: Path, *, keep: int, keep_best: int = 0, higher_is_better: bool = False, verified: set[Path]
 ) -> None:
-    """Removes the whole checkpoints that are neither among the newest `keep` nor among the best `keep_best`.
+    """Removes the whole checkpoints that are neither among the newest `keep` nor among the best `keep_best`, and were
+    never promoted.
 
     Damaged ones count for neither, and are set aside. Digests are compared once for each directory that is not yet in
     `verified`, which is added to. What cannot be read now or cannot be removed stays, with a line.
@@ -108,7 +110,8 @@ def remove_old(
             _set_aside(path, str(damage))
         except OSError as error:
             print(f"checkpoint {path} cannot be read now, and stays: {error}", flush=True)
-    kept = {c.path for c in [*whole[-keep:], *by_score(whole, higher_is_better)[:keep_best]]}
+    promoted = [c for c in whole if (c.path / KEEP).exists()]
+    kept = {c.path for c in [*whole[-keep:], *by_score(whole, higher_is_better)[:keep_best], *promoted]}
     for old in whole:
         if old.path not in kept:
             _discard(old.path)

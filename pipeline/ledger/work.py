@@ -1,0 +1,168 @@
+"""Work on dumps, claimed with a lease and a fence: two schedulers never do one thing twice, and one that was taken for
+dead cannot publish. All functions take a writing connection, but for `claimable`, which only reads.
+
+A stage of a dump under one configuration is a unit: `waiting → ready → running → done | failed`. A claim raises the
+unit's fence; whoever holds an older one is stale, however alive: heartbeat and publish tell it so.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Row, and_, or_, select
+
+from pipeline.ledger.database import now
+from pipeline.ledger.tables import ENDED, dump, work
+
+LEASE_SECONDS, HEARTBEAT_SECONDS = 300.0, 60.0
+MAX_ATTEMPTS = 3
+SERIAL = ("train",)  # stages that work on one dump at a time, in the order in which they were admitted
+
+
+class LeaseLost(Exception):
+    """The unit belongs to somebody else by now, or is done: stop at once, and publish nothing."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    work_id: str
+    fence: int
+    attempt: int  # from 1
+
+
+def add_work(connection: Connection, dump_id: str, stage: str, config_digest: str, *, ready: bool = True) -> str:
+    """A unit of work, or the one that is there: the same dump, stage and configuration are never done twice.
+
+    Args:
+        config_digest: of everything that changes the output: settings, versions, inputs.
+        ready: whether it may be claimed; else it waits for `make_ready`.
+    """
+    work_id = hashlib.sha256(f"{dump_id} {stage} {config_digest}".encode()).hexdigest()[:16]
+    if connection.execute(select(work.c.work_id).where(work.c.work_id == work_id)).scalar() is None:
+        state = "ready" if ready else "waiting"
+        connection.execute(
+            work.insert().values(
+                work_id=work_id, dump_id=dump_id, stage=stage, config_digest=config_digest, state=state
+            )
+        )
+    return work_id
+
+
+def make_ready(connection: Connection, work_id: str) -> None:
+    """Lets a waiting unit be claimed; one that is further stays what it is."""
+    connection.execute(work.update().where(work.c.work_id == work_id, work.c.state == "waiting").values(state="ready"))
+
+
+def claimable(connection: Connection) -> list[Row]:
+    """Units (with `admit_no`) that a claim may succeed on now, in the order in which their dumps were admitted."""
+    units = (
+        select(work, dump.c.admit_no)
+        .join(dump, dump.c.dump_id == work.c.dump_id)
+        .where(_free(now(connection)))
+        .order_by(dump.c.admit_no, work.c.stage)
+    )
+    return [unit for unit in connection.execute(units) if not _must_wait(connection, unit)]
+
+
+def claim(
+    connection: Connection,
+    work_id: str,
+    owner: str,
+    lease_seconds: float = LEASE_SECONDS,
+    max_attempts: int = MAX_ATTEMPTS,
+) -> Lease | None:
+    """Takes a unit, until the lease runs out; None: it is done, not ready, somebody else is at it, an earlier dump must
+    be trained first, or its attempts are used up: then it fails now, and its dump is quarantined."""
+    time = now(connection)
+    unit = connection.execute(
+        select(work, dump.c.admit_no)
+        .join(dump, dump.c.dump_id == work.c.dump_id)
+        .where(work.c.work_id == work_id, _free(time))
+    ).one_or_none()
+    if unit is None or _must_wait(connection, unit):
+        return None
+    if unit.attempt >= max_attempts:
+        _fail(connection, unit.work_id, unit.dump_id, f"{unit.stage} ended {unit.attempt} times without a word")
+        return None
+    taken = connection.execute(
+        work.update()
+        .where(work.c.work_id == work_id, _free(time))
+        .values(
+            state="running",
+            owner=owner,
+            fence=work.c.fence + 1,
+            attempt=work.c.attempt + 1,
+            expires_at=time + lease_seconds,
+        )
+        .returning(work.c.fence, work.c.attempt)
+    ).one_or_none()
+    return Lease(work_id, *taken) if taken else None
+
+
+def heartbeat(connection: Connection, lease: Lease, lease_seconds: float = LEASE_SECONDS) -> None:
+    """Prolongs a lease.
+
+    Raises:
+        LeaseLost: it ran out and another took over.
+    """
+    _change(connection, lease, expires_at=now(connection) + lease_seconds)
+
+
+def publish(connection: Connection, lease: Lease, output: str) -> None:
+    """Ends a unit: its output counts. What else the transaction writes counts with it, or not at all.
+
+    Raises:
+        LeaseLost: another took over; let it undo the transaction.
+    """
+    _change(connection, lease, state="done", output=output, owner=None, expires_at=None)
+
+
+def give_up(connection: Connection, lease: Lease, why: str, max_attempts: int = MAX_ATTEMPTS) -> None:
+    """An attempt failed: the unit is ready for the next, or has failed with it, and its dump is quarantined.
+
+    Raises:
+        LeaseLost: another took over.
+    """
+    _change(connection, lease, state="ready", output=why, owner=None, expires_at=None)
+    if lease.attempt >= max_attempts:
+        unit = connection.execute(select(work).where(work.c.work_id == lease.work_id)).one()
+        _fail(connection, unit.work_id, unit.dump_id, f"{unit.stage} failed {unit.attempt} times; last: {why}")
+
+
+def _free(time: float):
+    return or_(work.c.state == "ready", and_(work.c.state == "running", work.c.expires_at < time))
+
+
+def _must_wait(connection: Connection, unit: Row) -> bool:
+    """Whether a serial stage is under way elsewhere, or due on a dump that was admitted earlier."""
+    if unit.stage not in SERIAL:
+        return False
+    others = (
+        select(work.c.work_id)
+        .join(dump, dump.c.dump_id == work.c.dump_id)
+        .where(
+            work.c.stage == unit.stage,
+            work.c.work_id != unit.work_id,
+            or_(
+                and_(work.c.state == "running", work.c.expires_at >= now(connection)),
+                and_(
+                    work.c.state.in_(("waiting", "ready", "running")),
+                    dump.c.admit_no < unit.admit_no,
+                    dump.c.state.not_in(ENDED),
+                ),
+            ),
+        )
+    )
+    return connection.execute(others.limit(1)).first() is not None
+
+
+def _change(connection: Connection, lease: Lease, **values) -> None:
+    held = (work.c.work_id == lease.work_id) & (work.c.fence == lease.fence) & (work.c.state == "running")
+    if not connection.execute(work.update().where(held).values(values)).rowcount:
+        raise LeaseLost(f"work {lease.work_id} is no longer held with fence {lease.fence}: stop, and publish nothing")
+
+
+def _fail(connection: Connection, work_id: str, dump_id: str, why: str) -> None:
+    connection.execute(
+        work.update().where(work.c.work_id == work_id).values(state="failed", output=why, owner=None, expires_at=None)
+    )
+    connection.execute(dump.update().where(dump.c.dump_id == dump_id).values(state="quarantined", reason=why))
