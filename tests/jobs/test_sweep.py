@@ -48,7 +48,8 @@ def test_combinations_that_cannot_be_trained_are_told(settings):
     plan, _, reasons = planned("simclr_32px", [*settings, "data.batch_size=32,64", "data.lanes=16,64"])
     assert len(reasons) == 2  # with either learning rate
     assert "data.batch_size=32 is not a multiple of data.lanes=64" in reasons[0]
-    assert plan.build({"optimizer.learning_rate": 0.2}, plan.base.data.open()).optimizer.learning_rate == 0.2
+    changes = {"optimizer.learning_rate": 0.2, "data.batch_size": 64}
+    assert plan.build(changes, plan.base.data.open()).optimizer.learning_rate == 0.2
 
 
 def test_what_a_sweep_found_is_shown_with_failures_and_what_the_machinery_cost(capsys):
