@@ -19,6 +19,7 @@ from pipeline.ledger.tables import checkpoint, delivery, evaluation, run, run_in
 from pipeline.run import Run
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.checkpoints.commit import read_commit
+from pipeline.train.inputs import inputs_of
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,25 @@ def _by_hand(connection: Connection, store: Store) -> str:
 def record_run(
     connection: Connection, found: Run, *, work_id: str | None = None, inputs: Sequence[Input] | None = None
 ) -> str:
-    """Records a run, and before it the run that it starts from. Returns its id: the digest of its experiment, so that
-    a run that was moved, or done again elsewhere, is the same.
+    """Records a run, and before it the run that it starts or goes on from. Returns its id: the digest of its
+    experiment, so that a run that was moved, or done again elsewhere, is the same.
 
     Args:
-        inputs: default: the selection that its experiment names, as far as its newest checkpoint; of a run that was
-            recorded with several, these stay.
+        inputs: default: the selections that its experiment names, as far as it came; of a run that was recorded with
+            several, these stay.
 
     Raises:
         ValueError: there is no run, its store is gone, or is not the one that the run was judged on.
     """
     experiment, run_id = found.experiment, found.experiment.digest
     training = experiment.training
-    if training.start_from and Path(training.start_from, "experiment.json").is_file():
-        _record_start(connection, Run.open(Path(training.start_from)), training.start_digest)
+    base = training.continue_digest or training.start_digest
+    came_from = training.continue_from or training.start_from
+    if came_from and Path(came_from, "experiment.json").is_file():
+        _record_start(connection, Run.open(Path(came_from)), base)
     facts: dict[str, Any] = {
         "path": str(found.path),
-        "base": training.start_digest,
+        "base": base,
         "experiment": experiment.model_dump(mode="json"),
         "versions": found.commands[-1].get("packages", {}) if found.commands_file.exists() else {},
         "seed": training.seed,
@@ -100,26 +103,35 @@ def record_run(
     _put(connection, run, {"run_id": run_id}, facts | ({"work_id": work_id} if work_id else {}))
     if inputs is None:
         known = connection.execute(select(run_input.c.role).where(run_input.c.run_id == run_id)).all()
-        inputs = [_input(connection, found)] if len(known) < 2 else []
+        inputs = _inputs(connection, found) if len(known) < 2 else []
     for one in inputs:
         key = {"run_id": run_id, "selection_id": one.selection_id, "role": one.role}
         _put(connection, run_input, key, {"planned": one.planned, "consumed": one.consumed})
     return run_id
 
 
-def _input(connection: Connection, found: Run) -> Input:
+def _inputs(connection: Connection, found: Run) -> list[Input]:
     experiment, store, judged = found.experiment, found.experiment.data.open(), found.evaluation
     if judged is not None and judged.store_digest != store.manifest.digest:
         raise ValueError(
             f"{store.path} was made anew since {found.path} was judged on it: what the run was trained on is not known "
             "any more; bring the store back as it was, or train again"
         )
-    kept, batch = found.kept_checkpoints(), experiment.data.batch_size
-    return Input(
-        record_store(connection, store),
-        planned=experiment.total_steps * batch,
-        consumed=kept[-1].step * batch if kept else 0,
-    )
+    if experiment.data.replay:
+        *old, new = inputs_of(found).stores
+        return [
+            Input(record_store(connection, Store(one.store, one.selection)), one.planned, one.consumed, role)
+            for role, stores in (("replay", old), ("new", [new]))
+            for one in stores
+        ]
+    kept, batch, begun = found.kept_checkpoints(), experiment.data.batch_size, experiment.training.continue_step
+    return [
+        Input(
+            record_store(connection, store),
+            planned=(experiment.total_steps - begun) * batch,
+            consumed=(kept[-1].step - begun) * batch if kept else 0,
+        )
+    ]
 
 
 def _record_start(connection: Connection, found: Run, digest: str | None) -> None:

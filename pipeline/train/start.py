@@ -41,8 +41,8 @@ def named_checkpoint(setting: str, path: str | None, digest_setting: str, digest
         return checkpoint_of(Path(path or "") / "checkpoints", digest or "")
     except ValueError as error:
         raise ValueError(
-            f"{setting}={path} has no checkpoint with {digest_setting}={digest} any more ({error}): restore it, or begin "
-            f"a run in another directory, with {digest_setting}=null for the newest"
+            f"{setting}={path} has no checkpoint with {digest_setting}={digest} any more ({error}): restore it, or "
+            f"begin a run in another directory, with {digest_setting}=null for the newest"
         ) from None
 
 

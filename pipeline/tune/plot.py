@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pipeline.tune.comparison import Row, groups, scores_of
 
-
 COLOURS = ("#2a6f97", "#c8553d")
 
 
