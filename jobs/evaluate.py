@@ -27,8 +27,8 @@ Also = Annotated[
     list[str] | None,
     typer.Option(
         help="depths (a linear probe after each stage), knowledge (what was done to an image, told before and after "
-        "the projector), projection (k-NN and linear probe after the projector) or sgd_probe (MAE's linear probe; masked "
-        "methods always have it); may be given again"
+        "the projector), projection (k-NN and linear probe after the projector) or sgd_probe (MAE's linear probe; "
+        "masked methods always have it); may be given again"
     ),
 ]
 

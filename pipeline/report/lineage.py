@@ -57,12 +57,14 @@ def _data(run: Run, store: Store) -> Iterator[Stage]:
 
 def _start(run: Run) -> Iterator[Stage]:
     training = run.experiment.training
-    if training.start_from:
-        other = Path(training.start_from)
-        report = link_to(other / "report.html", run.path)
-        yield Stage(
-            "encoder from", other.name, ("the weights that it began with",), training.start_digest or "", report
-        )
+    origins = (
+        ("encoder from", training.start_from, training.start_digest, "the weights that it began with"),
+        ("cooled down from" if training.cooldown else "goes on from", training.continue_from, training.continue_digest,
+         f"all of its state at step {training.continue_step:,}"),
+    )  # fmt: skip
+    for kind, path, digest, what in origins:
+        if path:
+            yield Stage(kind, Path(path).name, (what,), digest or "", link_to(Path(path) / "report.html", run.path))
 
 
 def _training(run: Run) -> Stage:
