@@ -8,6 +8,8 @@ SCORE_TITLES = {
     "knn_top1": "k-NN",
     "linear_top1": "linear probe",
     "linear_sgd_bn_top1": "linear probe as MAE's",
+    "knn_top1_projection": "k-NN, after the projector",
+    "linear_top1_projection": "linear probe, after the projector",
     "classifier_top1": "classifier",
     "mean_1shot": "1 label a class",
     "mean_5shot": "5 labels a class",
@@ -33,6 +35,7 @@ GROUPS = {  # of scores, by how their names begin; the first that fits
     "Clusters, found without labels": ("cluster_", "nmi", "ari", "silhouette"),
     "Segmentation by one linear layer": ("segmentation_",),
     "After each part of the network": ("linear_top1_depth",),
+    "Of the projection, which the loss sees": ("knn_top1_projection", "linear_top1_projection"),
     "What the embedding, and the projection, still know of what was done to an image": ("knows_",),
     "": ("",),
 }
