@@ -10,7 +10,7 @@ from pipeline.evaluate import probes
 from pipeline.evaluate.classification import sgd_probe
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.probes import _sgd_probe, _warm_cosine, sgd_predictions
-from pipeline.evaluate.scoring import Case
+from pipeline.evaluate.scoring import Answered, Case
 from tests.pipeline.embedding import HERE
 
 
@@ -85,8 +85,9 @@ def test_the_score_stands_with_its_baselines(small_store):
     train = Embeddings(np.arange(120), labels, {"trained": bank, "random": noise, "pixels": noise})
     test = Embeddings(np.arange(60), truth, {"trained": queries, "random": noise[:60], "pixels": noise[:60]})
     case = Case(None, small_store, None, train, test, HERE)  # type: ignore[arg-type]
-    (score,) = sgd_probe(case)
-    assert not isinstance(score, str)
+    (found,) = sgd_probe(case)
+    assert isinstance(found, Answered)
+    score = found.score
     assert (score.name, score.chance, score.num_queries) == ("linear_sgd_bn_top1", pytest.approx(1 / 3), 60)
     assert score.trained > 0.8 > 0.6 > score.random_encoder
     assert score.interval is not None

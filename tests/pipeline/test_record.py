@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,7 @@ def test_tensorboard_shows_each_step_once_after_a_restart(tmp_path: Path) -> Non
         recorder = Recorder(tmp_path, attempt, restored)
         for step in range(restored + 1, restored + 4):
             recorder.write(row(step, loss=float(attempt)))
+        time.sleep(1.1)  # TensorBoard orders files by the second in their names, then by a number, ".10" before ".9"
     shown = EventAccumulator(str(tmp_path / "tensorboard"))
     shown.Reload()
     assert [(event.step, event.value) for event in shown.Scalars("loss")] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
