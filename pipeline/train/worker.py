@@ -145,7 +145,7 @@ class Worker:
         rank: int,
         world_size: int,
         began: float,
-        save_at: Sequence[int],
+        save_at: Sequence[int] = (),
     ) -> None:
         self.run, self.experiment, self.device = run, experiment, device
         self.rank, self.world_size, self.began = rank, world_size, began
