@@ -172,12 +172,17 @@ class Experiment(Config):
     @property
     def digest(self) -> str:
         """Names what is computed; where it is computed (`cluster`) does not count."""
+        content = self.named_by()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def named_by(self) -> dict[str, Any]:
+        """What digests are of: all settings but `cluster`, without those of newer versions that are off."""
         content = self.model_dump(mode="json", exclude={"cluster"})
         for key, absent in ADDED.items():
             group, name = key.split(".")
             if content[group].get(name, absent) == absent:
                 content[group].pop(name, None)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return content
 
     def open_stores(self) -> tuple[Store, ...]:
         """All stores that are trained on, oldest first.

@@ -141,7 +141,8 @@ class RunEncoders:
     @property
     def digest(self) -> str:
         experiment, commit = self.experiment, read_commit(self.checkpoint.path, digests=False)
-        parts = {name: getattr(experiment, name).model_dump(mode="json") for name in ("encoder", "objective")}
+        named = experiment.named_by()
+        parts = {name: named[name] for name in ("encoder", "objective")}
         return digest_of({**parts, "seed": experiment.training.seed, "checkpoint": commit.digest})
 
     @property

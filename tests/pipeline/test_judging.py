@@ -269,3 +269,14 @@ def test_alignment_is_of_two_views_under_the_augmentation_of_the_run(run, embedd
     assert np.allclose(views["trained"], views["trained_view2"], atol=1e-5)
     changed = HERE.samples(encoders, small_store, square, ("trained",), "pairs").features
     assert not np.allclose(changed["trained"], changed["trained_view2"], atol=1e-5)
+
+
+def test_a_setting_that_a_newer_version_adds_leaves_the_digest_of_older_encoders(run):
+    encoders = RunEncoders.of(run)
+    older = json.loads(run.experiment_file.read_text())
+    assert older["objective"].pop("normalize") is True  # of a version that did not know it
+    assert RunEncoders("run", older, encoders.checkpoint).digest == encoders.digest
+    assert (
+        replace(encoders, settings=encoders.settings | {"objective": older["objective"] | {"normalize": False}}).digest
+        != encoders.digest
+    )
