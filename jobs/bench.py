@@ -35,7 +35,7 @@ def bench(
     save: Annotated[Path | None, typer.Option(help="also write the tables to this file, as JSON")] = None,
 ) -> None:
     """Measures feral itself on this machine: speed against its floor, and how good the duplicate search is."""
-    from pipeline.experiment import parse_overrides
+    from pipeline.settings import parse_overrides
 
     if name is None:
         for known in benchmarks():
@@ -77,7 +77,7 @@ def run(name: str, settings: Mapping[str, object]) -> list[Table]:
     """
     from pydantic import ValidationError, validate_call
 
-    from pipeline.experiment import explain
+    from pipeline.settings import explain
 
     if name not in benchmarks():
         raise ValueError(f"no benchmark {name!r}; there are: {', '.join(benchmarks())}")

@@ -10,7 +10,7 @@ import typer
 from jobs.pretrain import Address, absolute_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pipeline.ingest.store import Store
     from pipeline.tune.compare import Contender, Trial
@@ -38,35 +38,58 @@ def compare(
 
     Example: feral compare simclr_32px byol_32px data.store=stores/cifar10 training.images_seen=200000 --seeds 3
     """
-    from pipeline.cluster import connected
     from pipeline.lock import locked
-    from pipeline.tune.compare import compare as run_comparison
-    from pipeline.tune.compare import comparison_name, read_trials
-    from pipeline.tune.trials import concurrent_trials
+    from pipeline.tune.compare import comparison_name
 
     found, store = _fitted(recipes, same_views=views == "same")
     directory = (to or Path("runs") / comparison_name(found, store)).absolute()
-    cluster = found[0].experiment.cluster
     with locked(directory, "the comparison"):
         directory.mkdir(parents=True, exist_ok=True)
         images = found[0].experiment.training.images_seen
         typer.echo(f"{len(found)} recipes × {seeds} seeds, {images} images seen each, in {directory}")
-        trials = read_trials(found, seeds, directory, store)
-        if not all(trial.evaluation for trial in trials):
-            with connected(address, cpus=cluster.cpus, offer=at_once * cluster.cpus):
-                import ray
-
-                at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources()))
-                trials = run_comparison(
-                    found,
-                    seeds,
-                    directory,
-                    store,
-                    at_once,
-                    typer.echo,
-                    lambda ended: _write(found, ended, seeds, at_once, directory),
-                )
+        trials, at_once = train_missing(
+            found, seeds, directory, store, at_once, address,
+            lambda ended, at_once: _write(found, ended, seeds, at_once, directory),
+        )  # fmt: skip
         _show(found, trials, seeds, at_once, directory)
+    tell_missing(trials)
+
+
+def train_missing(
+    found: "Sequence[Contender]",
+    seeds: int,
+    directory: Path,
+    store: "Store",
+    at_once: int,
+    address: str | None,
+    record: "Callable[[Sequence[Trial], int], object]",
+    also: "Sequence[str]" = (),
+) -> "tuple[list[Trial], int]":
+    """Trains and judges the trials that `directory` does not hold yet, on a Ray that is started if there are any.
+
+    `record` receives all trials, whenever one has ended, and how many run at the same time: `at_once`, or as many as
+    fit. Returns the same two.
+    """
+    from pipeline.cluster import connected
+    from pipeline.tune.compare import compare, read_trials
+    from pipeline.tune.trials import concurrent_trials
+
+    trials = read_trials(found, seeds, directory, store)
+    if all(trial.evaluation for trial in trials):
+        return trials, at_once
+    cluster = found[0].experiment.cluster
+    with connected(address, cpus=cluster.cpus, offer=at_once * cluster.cpus):
+        import ray
+
+        at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources()))
+        trials = compare(
+            found, seeds, directory, store, at_once, typer.echo, lambda ended: record(ended, at_once), also
+        )
+    return trials, at_once
+
+
+def tell_missing(trials: "Sequence[Trial]") -> None:
+    """Ends the command with status 1 where trials failed."""
     missing = sum(trial.evaluation is None for trial in trials)
     if missing:
         typer.secho(
@@ -78,7 +101,7 @@ def compare(
 def _fitted(arguments: list[str], same_views: bool) -> "tuple[list[Contender], Store]":
     """The contenders of a command line, checked against their store."""
     from jobs.recipes import find_recipe
-    from pipeline.experiment import parse_overrides
+    from pipeline.settings import parse_overrides
     from pipeline.stream.batches import check_files
     from pipeline.tune.compare import contenders, refuse_unjudged
 

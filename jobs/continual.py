@@ -56,8 +56,8 @@ def cooldown(
 
 
 def _from(before: Path, settings: list[str] | None, make: "Callable[[Experiment, Path, Any], Experiment]"):
-    from pipeline.experiment import parse_overrides
     from pipeline.run import Run
+    from pipeline.settings import parse_overrides
 
     opened = Run.open(before)
     return make(opened.experiment, opened.path, absolute_paths(parse_overrides(settings or [])))

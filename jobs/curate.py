@@ -61,8 +61,8 @@ def policy_of(name: str, arguments: list[str]) -> tuple["Policy", dict[str, Any]
     Raises:
         ValueError: no such preset, or a value out of bounds.
     """
-    from pipeline.experiment import parse_overrides
     from pipeline.select.policy import PRESETS, Policy
+    from pipeline.settings import parse_overrides
 
     if name not in PRESETS:
         raise ValueError(f"--policy {name!r} is unknown: choose one of {', '.join(PRESETS)} (`feral policies`)")
@@ -77,7 +77,7 @@ def changed(config: ConfigType, values: dict[str, Any]) -> ConfigType:
 
     from pydantic import ValidationError
 
-    from pipeline.experiment import explain
+    from pipeline.settings import explain
 
     for key in values:
         if key not in type(config).model_fields:

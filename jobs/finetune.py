@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from jobs.compare import tell_missing, train_missing
 from jobs.evaluate import RunName
 from jobs.pretrain import Address
 
@@ -38,16 +39,14 @@ def finetune(
 
     Example: feral finetune runs/first --labels 0.01,0.1 --shots 5 --on stores/cifar10
     """
-    from pipeline.cluster import connected
-    from pipeline.experiment import parse_overrides
     from pipeline.ledger.names import find_run
     from pipeline.lock import locked
     from pipeline.report.run_report import write_report
+    from pipeline.settings import parse_overrides
     from pipeline.stream.batches import check_files
-    from pipeline.tune.compare import compare, read_trials, refuse_unjudged
+    from pipeline.tune.compare import refuse_unjudged
     from pipeline.tune.finetune import FOLDER, arms, base_experiment, usual_epochs
     from pipeline.tune.finetune_table import columns, explanation, table, verdict, write_table
-    from pipeline.tune.trials import concurrent_trials
 
     opened, changes = find_run(run), parse_overrides(settings or [])
     budgets = parse_budgets(labels, shots)
@@ -60,7 +59,7 @@ def finetune(
     found = arms(base, opened, store, budgets, length, draws)
     refuse_unjudged(found, store)
     check_files(store)
-    directory, cluster = opened.path / FOLDER, base.cluster
+    directory = opened.path / FOLDER
 
     def write(trials: "Sequence[Trial]") -> "list[Row]":
         rows = table(found, trials)
@@ -71,22 +70,13 @@ def finetune(
     with locked(directory, "the fine-tuning"):
         directory.mkdir(exist_ok=True)
         typer.echo(f"{len(budgets)} budgets of labels × {draws} draws × 2, in {directory}")
-        trials = read_trials(found, draws, directory, store)
-        if not all(trial.evaluation for trial in trials):
-            with connected(address, cpus=cluster.cpus, offer=at_once * cluster.cpus):
-                import ray
-
-                at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources()))
-                trials = compare(found, draws, directory, store, at_once, typer.echo, write)
+        trials, _ = train_missing(found, draws, directory, store, at_once, address, lambda ended, at_once: write(ended))
         rows = write(trials)
     show(columns(opened), rows)
     typer.echo(explanation(found, there, draws))
     typer.echo(verdict(rows, opened.path.name))
     typer.echo(f"{directory / 'table.json'}; report {write_report(opened)}")
-    missing = sum(trial.evaluation is None for trial in trials)
-    if missing:
-        typer.secho(f"{missing} of {len(trials)} trials failed or did not end: the same command tries again", err=True)
-        raise typer.Exit(1)
+    tell_missing(trials)
 
 
 def parse_budgets(labels: str | None, shots: str | None) -> "list[Budget]":

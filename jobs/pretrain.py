@@ -33,7 +33,7 @@ def pretrain(
     Example: feral pretrain simclr_32px data.store=stores/cifar10 training.images_seen=200000
     """
     from jobs.recipes import find_recipe
-    from pipeline.experiment import parse_overrides
+    from pipeline.settings import parse_overrides
 
     changes = (read_override(override) if override else {}) | parse_overrides(settings or [])
     experiment = find_recipe(recipe)().override(absolute_paths(changes))

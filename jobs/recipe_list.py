@@ -30,7 +30,7 @@ def show(
     from rich.table import Table
 
     from jobs.recipes import find_recipe
-    from pipeline.experiment import describe, parse_overrides
+    from pipeline.settings import describe, parse_overrides
 
     function = find_recipe(recipe)
     experiment = function().override(parse_overrides(settings or []))

@@ -43,12 +43,12 @@ def select(
     from pydantic import ValidationError
 
     from pipeline.cluster import connected
-    from pipeline.experiment import explain
     from pipeline.ingest.blocklist import block
     from pipeline.ingest.store import DATA_CARD, SELECTIONS, Store
     from pipeline.report.data_card import write_data_card
     from pipeline.select.selecting import Stages
     from pipeline.select.selecting import select as run
+    from pipeline.settings import explain
 
     chosen, rest = policy_of(policy or ("none" if based_on else "clean"), settings or [])
     if rest:
@@ -111,9 +111,9 @@ def policies() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.experiment import describe
     from pipeline.ingest.config import CurateConfig
     from pipeline.select.policy import PRESETS
+    from pipeline.settings import describe
 
     console = Console()
     for name, (_, meaning) in PRESETS.items():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.compare import tell_missing, train_missing
 from jobs.pretrain import Address, absolute_paths
 
 if TYPE_CHECKING:
@@ -48,12 +49,10 @@ def study(
     Example: feral study temperature data.store=stores/cifar10 training.images_seen=100000 --seeds 2
     """
     from jobs.studies import find_study
-    from pipeline.cluster import connected
-    from pipeline.experiment import parse_overrides
     from pipeline.lock import locked
+    from pipeline.settings import parse_overrides
     from pipeline.stream.batches import check_files
-    from pipeline.tune.compare import compare, comparison_name, read_trials, refuse_unjudged
-    from pipeline.tune.trials import concurrent_trials
+    from pipeline.tune.compare import comparison_name, refuse_unjudged
 
     asked = find_study(name)()
     found = asked.contenders(absolute_paths(parse_overrides(settings or [])))
@@ -70,30 +69,12 @@ def study(
         directory.mkdir(parents=True, exist_ok=True)
         images = sum(contender.experiment.training.images_seen for contender in found) * seeds
         typer.echo(f"{asked.question}\n{len(found)} points × {seeds} seeds, {images:,} images in all, in {directory}")
-        trials = read_trials(found, seeds, directory, store)
-        if not all(trial.evaluation for trial in trials):
-            cluster = found[0].experiment.cluster
-            with connected(address, cpus=cluster.cpus, offer=at_once * cluster.cpus):
-                import ray
-
-                at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources()))
-                trials = compare(
-                    found,
-                    seeds,
-                    directory,
-                    store,
-                    at_once,
-                    typer.echo,
-                    lambda ended: _write(asked, found, ended, directory),
-                    asked.also,
-                )
+        trials, _ = train_missing(
+            found, seeds, directory, store, at_once, address,
+            lambda ended, at_once: _write(asked, found, ended, directory), asked.also,
+        )  # fmt: skip
         _show(asked, found, trials, directory)
-    missing = sum(trial.evaluation is None for trial in trials)
-    if missing:
-        typer.secho(
-            f"{missing} of {len(trials)} trials failed or did not end: the same command tries them again", err=True
-        )
-        raise typer.Exit(1)
+    tell_missing(trials)
 
 
 def _write(

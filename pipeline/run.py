@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluate.protocol import Evaluation
-from pipeline.experiment import FITTED, ORIGINS, Experiment, build_experiment, settings
+from pipeline.experiment import FITTED, ORIGINS, Experiment, build_experiment
+from pipeline.settings import settings
 from pipeline.train.checkpoints import Checkpoint, checkpoint_of, checkpoints, newest_checkpoint
 
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.experiment import settings
 from pipeline.report.comparison import cells, columns, read_comparison, shown_columns
 from pipeline.report.costs import Candidate, cost_plots
 from pipeline.report.learning import loss_plots, probe_plots, read_learning
 from pipeline.report.page import link_to, write_page
 from pipeline.report.tracks import Judgement, track
+from pipeline.settings import settings
 from pipeline.tune.comparison import Conclusion, Measure, Row, conclusions, groups, scores_of
 
 PAGE = "compare.html"

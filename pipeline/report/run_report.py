@@ -11,7 +11,7 @@ import torch
 
 from pipeline.evaluate.forgetting import read_forgetting
 from pipeline.evaluate.health import complaint
-from pipeline.experiment import Experiment, describe
+from pipeline.experiment import Experiment
 from pipeline.ingest.selection import read_selection
 from pipeline.ingest.store import DATA_CARD, Store
 from pipeline.report import pictures
@@ -22,6 +22,7 @@ from pipeline.report.lineage import made_with, stages
 from pipeline.report.page import Part, write_page
 from pipeline.report.scores import COLUMNS, score_table, verdict
 from pipeline.run import Run
+from pipeline.settings import describe
 from pipeline.stream.views import ViewsConfig
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.cost import cost_of

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from pipeline.experiment import parse_value
+from pipeline.settings import parse_value
 
 Kind = Literal["uniform", "loguniform", "randint", "lograndint"]
 

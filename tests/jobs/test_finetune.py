@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from jobs.finetune import parse_budgets
 from pipeline.evaluate.protocol import Evaluation, Score
-from pipeline.experiment import Experiment, build_experiment, settings
+from pipeline.experiment import Experiment, build_experiment
 from pipeline.report.efficiency import efficiency_curve
 from pipeline.report.run_report import write_report
 from pipeline.run import Run
+from pipeline.settings import settings
 from pipeline.train.checkpoints import newest_checkpoint, save_checkpoint
 from pipeline.train.worker import fresh_state
 from pipeline.tune.compare import Trial

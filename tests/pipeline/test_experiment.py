@@ -6,7 +6,8 @@ from hashlib import sha256
 import pytest
 
 from jobs.recipes import RECIPES, find_recipe
-from pipeline.experiment import ADDED, build_experiment, describe, parse_overrides, settings
+from pipeline.experiment import ADDED, build_experiment
+from pipeline.settings import describe, parse_overrides, settings
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
