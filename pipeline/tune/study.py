@@ -53,7 +53,7 @@ class Study:
         """The points as trials, with the same `changes` to all.
 
         Raises:
-            ValueError: a change is what the study varies, or a point does not take it.
+            ValueError: a change is what the study varies, or a point does not take it; names the point.
         """
         varied = {key for point in self.points for key in point.changes} | {"training.seed"}
         for key in changes:
@@ -61,10 +61,14 @@ class Study:
                 raise ValueError(f"{key} is what the study {self.name} varies: leave it out")
         found = []
         for point in self.points:
-            experiment = point.experiment.override({**changes, **point.changes})
-            images = int(point.length * experiment.training.images_seen)
-            found.append(Contender(self.label(point), experiment.override({"training.images_seen": images})))
-            found[-1].experiment.check_model()
+            try:
+                experiment = point.experiment.override({**changes, **point.changes})
+                images = int(point.length * experiment.training.images_seen)
+                experiment = experiment.override({"training.images_seen": images})
+                experiment.check_model()
+            except ValueError as error:
+                raise ValueError(f"{self.label(point)}: {error}") from None
+            found.append(Contender(self.label(point), experiment))
         return found
 
     def label(self, point: Point) -> str:
