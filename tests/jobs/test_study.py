@@ -63,7 +63,7 @@ def test_what_a_study_varies_is_refused_and_the_rest_holds_for_all():
     for key in ("objective.temperature", "training.seed"):
         with pytest.raises(ValueError, match=f"{key} is what the study tiny varies"):
             study.contenders({key: 1})
-    with pytest.raises(ValueError, match="^temperature 0.1: data.batch_size=7 is not a multiple"):
+    with pytest.raises(ValueError, match=r"^temperature 0\.1: data\.batch_size=7 is not a multiple"):
         study.contenders({"data.batch_size": 7})
 
 
