@@ -1,36 +1,16 @@
 """The data-efficiency curve of a report: accuracy of fine-tuning and of training from scratch over labelled images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import log10
 
-from matplotlib.ticker import EngFormatter, MaxNLocator
-
+from pipeline.report.axes import linear, logarithmic
+from pipeline.report.plots import Dot, Line, Plot, dot, line, plot
 from pipeline.tune.comparison import Spread
 from pipeline.tune.finetune_table import Row
 
-MARGIN = 0.08  # of a decade or more, left and right of the outermost points
 
-
-@dataclass(frozen=True)
-class Side:
-    """Places are percent of the plot, from its top left corner as SVG counts."""
-
-    name: str
-    line: str  # SVG points
-    whiskers: tuple[tuple[float, float, float], ...]  # x, and the y of mean ± one standard deviation over draws
-    points: tuple[tuple[float, float, str], ...]  # x, y, what it says
-
-
-@dataclass(frozen=True)
-class Efficiency:
-    sides: tuple[Side, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-
-
-def efficiency_curve(rows: Sequence[Row], names: tuple[str, str]) -> Efficiency | None:
-    """Both sides over the number of labelled images, on a logarithmic axis; None: of fewer than two budgets.
+def efficiency_plot(rows: Sequence[Row], names: tuple[str, str]) -> Plot | None:
+    """Both sides over the number of labelled images, with a standard deviation over draws to both sides of each mean;
+    None: of fewer than two budgets.
 
     Args:
         names: of the side that starts from the run, and of the one from scratch.
@@ -38,40 +18,23 @@ def efficiency_curve(rows: Sequence[Row], names: tuple[str, str]) -> Efficiency 
     budgets = sorted((row for row in rows if row.run or row.scratch), key=lambda row: row.images)
     if len({row.images for row in budgets}) < 2:
         return None
-    spreads = [spread for row in budgets for spread in (row.run, row.scratch) if spread]
-    lowest = min(spread.mean - (spread.std or 0) for spread in spreads)
-    highest = max(spread.mean + (spread.std or 0) for spread in spreads)
-    ticks = [float(tick) for tick in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(100 * lowest, 100 * highest)]
-    left, right = log10(budgets[0].images), log10(budgets[-1].images)
-    room = MARGIN * (right - left)
+    sides: dict[str, list[tuple[int, Spread]]] = {
+        names[0]: [(row.images, row.run) for row in budgets if row.run],
+        names[1]: [(row.images, row.scratch) for row in budgets if row.scratch],
+    }
+    x = logarithmic("labelled images", [row.images for row in budgets])
+    y = linear("top-1, %", [value for side in sides.values() for _, spread in side for value in _reach(spread)])
+    lines, dots = list[Line](), list[Dot]()
+    for look, (name, side) in zip(("", "second"), sides.items(), strict=True):
+        lines.append(line(x, y, [(images, 100 * spread.mean) for images, spread in side], name, look=look))
+        for place, (images, spread) in enumerate(side):
+            lines.append(line(x, y, [(images, value) for value in _reach(spread)], look=f"{look} whisker"))
+            text = f"{name}, {images:,} images: {spread.percent()} %"
+            label = name if place == len(side) // 2 else ""  # at an end it would leave the plot
+            dots.append(dot(x, y, (images, 100 * spread.mean), text, look=look, label=label))
+    return plot("Data efficiency", "on the test split; whiskers: a standard deviation over draws", x, y, lines, dots)
 
-    def x_of(images: int) -> float:
-        return 100 * (log10(images) - left + room) / (right - left + 2 * room)
 
-    def y_of(share: float) -> float:
-        return 100 * (ticks[-1] - 100 * share) / (ticks[-1] - ticks[0])
-
-    def side(name: str, values: list[tuple[int, Spread]]) -> Side:
-        return Side(
-            name=name,
-            line=" ".join(f"{x_of(images):.2f},{y_of(spread.mean):.2f}" for images, spread in values),
-            whiskers=tuple(
-                (x_of(images), y_of(spread.mean + spread.std), y_of(spread.mean - spread.std))
-                for images, spread in values
-                if spread.std is not None
-            ),
-            points=tuple(
-                (x_of(images), y_of(spread.mean), f"{name}, {images:,} images: {spread.percent()} %")
-                for images, spread in values
-            ),
-        )
-
-    count = EngFormatter(sep="")
-    return Efficiency(
-        sides=(
-            side(names[0], [(row.images, row.run) for row in budgets if row.run]),
-            side(names[1], [(row.images, row.scratch) for row in budgets if row.scratch]),
-        ),
-        x_ticks=tuple((x_of(images), count(images)) for images in dict.fromkeys(row.images for row in budgets)),
-        y_ticks=tuple((y_of(tick / 100), f"{tick:g} %") for tick in ticks),
-    )
+def _reach(spread: Spread) -> tuple[float, float]:
+    """In percent."""
+    return 100 * (spread.mean - (spread.std or 0.0)), 100 * (spread.mean + (spread.std or 0.0))

@@ -16,7 +16,7 @@ from pipeline.ingest.selection import read_selection
 from pipeline.ingest.store import DATA_CARD, Store
 from pipeline.report import pictures
 from pipeline.report.curves import draw_curves, probe_rows
-from pipeline.report.efficiency import efficiency_curve
+from pipeline.report.efficiency import efficiency_plot
 from pipeline.report.embedding import confusion_table, drawn_map
 from pipeline.report.lineage import made_with, stages
 from pipeline.report.page import Part, write_page
@@ -83,7 +83,7 @@ def _content(run: Run) -> dict[str, Any]:
         "table": score_table(evaluation.scores) if evaluation and evaluation.scores else None,
         "curves": draw_curves(rows, probe_rows(read_events(run.path), experiment.data.batch_size)),
         "efficiency": finetuned.content
-        and efficiency_curve(finetuned.content["rows"], (f"from {run.path.name}", "from scratch")),
+        and efficiency_plot(finetuned.content["rows"], (f"from {run.path.name}", "from scratch")),
         "finetuned": finetuned if finetuned.content or finetuned.missing else None,  # else no such section
         "time": spent,
         "restarts": len(spent.content["attempts"] if spent.content else attempts(rows)) - 1,

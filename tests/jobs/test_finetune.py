@@ -10,7 +10,7 @@ from jobs.cli import app
 from jobs.finetune import parse_budgets
 from pipeline.evaluate.protocol import Evaluation, Score
 from pipeline.experiment import Experiment, build_experiment
-from pipeline.report.efficiency import efficiency_curve
+from pipeline.report.efficiency import efficiency_plot
 from pipeline.report.run_report import write_report
 from pipeline.run import Run
 from pipeline.settings import settings
@@ -156,20 +156,23 @@ def test_a_single_draw_and_none_conclude_nothing(start):
 
 def test_the_data_efficiency_curve_is_over_the_logarithm_of_labels(start):
     rows = table(*judged(start))
-    found = efficiency_curve(rows, ("ours", "scratch"))
-    assert [label for _, label in found.x_ticks] == ["6", "23", "229"]
-    places = [place for place, _ in found.x_ticks]
+    found = efficiency_plot(rows, ("ours", "scratch"))
+    assert found is not None
+    ours, scratch = ([dot for dot in found.dots if dot.text.startswith(name)] for name in ("ours", "scratch"))
+    places = [dot.x for dot in ours]
     assert (places[1] - places[0]) / (places[2] - places[0]) == pytest.approx(log10(23 / 6) / log10(229 / 6))
-    ours, scratch = found.sides
-    assert [words for *_, words in ours.points][1] == "ours, 23 images: 41.0 ± 1.0 %"
-    (low, _), (high, _) = found.y_ticks[0], found.y_ticks[-1]
-    assert (low, high) == (100, 0)
-    values = {label: place for place, label in found.y_ticks}
-    assert values["20 %"] > ours.points[0][1] > values["40 %"]  # 21 % lies between
-    for x, top, bottom in (*ours.whiskers, *scratch.whiskers):
-        assert 0 <= x <= 100
-        assert 0 <= top < bottom <= 100
-    assert efficiency_curve(rows[:1], ("ours", "scratch")) is None
+    assert ours[1].text == "ours, 23 images: 41.0 ± 1.0 %"
+    assert len(scratch) == 3
+    values = {tick.label: tick.place for tick in found.y_ticks}
+    assert values["20"] > ours[0].y > values["40"]  # 21 % lies between
+    whiskers = [line for line in found.lines if "whisker" in line.look]
+    assert len(whiskers) == 6
+    for line, dot in zip(whiskers, (*ours, *scratch), strict=True):
+        (left, low), (right, high) = (map(float, point.split(",")) for point in line.points.split(" "))
+        assert left == right == pytest.approx(dot.x, abs=0.01)
+        assert low >= dot.y >= high  # SVG counts from the top
+    assert {dot.label for dot in found.dots} == {"", "ours", "scratch"}
+    assert efficiency_plot(rows[:1], ("ours", "scratch")) is None
 
 
 def test_the_explanation_names_a_layer_decay_only_where_there_is_one(start):
