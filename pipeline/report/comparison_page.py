@@ -10,10 +10,10 @@ from pipeline.report.learning import loss_plots, probe_plots, read_learning
 from pipeline.report.page import link_to, write_page
 from pipeline.report.tracks import Judgement, track
 from pipeline.settings import settings
+from pipeline.tune.compare import METHOD
 from pipeline.tune.comparison import Conclusion, Measure, Row, conclusions, groups, scores_of
 
 PAGE = "compare.html"
-METHOD = ("objective", "optimizer", "views")  # what methods choose
 LABELS = "learns from labels"  # a note of a row
 
 

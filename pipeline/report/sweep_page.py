@@ -15,10 +15,10 @@ from pipeline.report.page import Part, link_to, write_page
 from pipeline.report.plots import Line, Plot, dot, line, plot
 from pipeline.train.goodput import duration
 from pipeline.tune.importance import METHOD, importances
+from pipeline.tune.sources import TITLES
 from pipeline.tune.sweep import FILE
 
 PAGE = "sweep.html"
-METRICS = {"knn": "k-NN", "linear": "linear probe"}
 STATES = ("finished", "stopped", "failed", "refused", "running")
 
 Trial = dict[str, Any]
@@ -46,7 +46,7 @@ def _content(directory: Path, sweep: dict[str, Any]) -> dict[str, Any]:
     ]
     search = [trial for trial in trials if trial["repeat"] is None]
     scored = sorted((trial for trial in search if trial["score"] is not None), key=lambda trial: trial["score"])
-    metric = METRICS.get(sweep["metric"], sweep["metric"])
+    metric = TITLES[sweep["metric"]]
     axes = {key: _axis(key, space, search) for key, space in sweep["space"].items()}
     log = [key for key, space in sweep["space"].items() if str(space.get("kind", "")).startswith("log")]
     return {
