@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cluster import ClusterConfig
+from pipeline.cluster import ClusterConfig, data_nodes, training_nodes
 from pipeline.evaluate.cache import cached
 from pipeline.evaluate.encoders import ENCODERS, Encoders
 from pipeline.evaluate.outputs import OUTPUTS, PAIRS
@@ -114,14 +114,16 @@ class Embedding:
         self, encoders: Encoders, store: Store, numbers: np.ndarray, names: tuple[str, ...] = ENCODERS, output: str = ""
     ) -> Iterator[Columns]:
         """Embeds samples in the order of `numbers`, block by block: decoding on CPUs, encoding in one process a
-        training worker. Ray must be connected."""
+        training worker, on the nodes for data; if GPUs encode, both on the nodes that have them, for Ray Data counts
+        on one kind of nodes only. Ray must be connected."""
         from ray.data import ActorPoolStrategy
 
         reader = Reader(_geometry(encoders, output), place=store.place)
         references = reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # the only way to max_restarts in 2.60
-            data = reading_dataset(reader, references).map_batches(
+            nodes = training_nodes(self.cluster) if self.cluster.use_gpu else data_nodes()
+            data = reading_dataset(reader, references, nodes).map_batches(
                 Embedder,
                 fn_constructor_args=(encoders, self.threads, names, output),
                 batch_size=BATCH,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cluster import ClusterConfig
+from pipeline.cluster import ClusterConfig, data_nodes
 from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import RunEncoders
 from pipeline.evaluate.health import alignment, complaint, health
@@ -63,7 +63,8 @@ class OnlineProbe:
         if checkpoint is not None and checkpoint != self.judged:
             self.judged = checkpoint
             judge = judge_checkpoint if self.at else _idly_judged
-            task = ray.remote(num_cpus=0, max_retries=0)(judge)  # it takes what the others leave
+            # it takes what the others leave
+            task = ray.remote(num_cpus=0, max_retries=0, label_selector=data_nodes())(judge)
             self.pending = task.remote(self.run, checkpoint.name, self.images, self.random is None, self.selection)
 
     def close(self) -> None:

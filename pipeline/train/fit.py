@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from pipeline.cluster import room, selected, training_nodes
 from pipeline.evaluate.online import OnlineProbe
 from pipeline.experiment import Experiment
 from pipeline.run import Run
@@ -57,8 +58,10 @@ def fit(
     Raises:
         TrainingFailed: with the cause.
         Stopped: a signal came.
+        ValueError: see `pipeline.cluster.training_nodes`.
     """
     clear_messages(run.path)
+    _tell_of_room(experiment, tell)
     images = experiment.evaluation.online_images
     if probe is None and images:
         probe = OnlineProbe(run, images, tell)
@@ -78,6 +81,13 @@ def fit(
                 raise TrainingFailed(failure["message"])
             if error is not None:
                 raise TrainingFailed(f"{type(error).__name__}: {message_of(error)}") from error
+
+
+def _tell_of_room(experiment: Experiment, tell: Tell) -> None:
+    cluster = experiment.cluster
+    fewest, here = cluster.worlds[0], room(selected(training_nodes(cluster)), cluster)
+    if here < fewest:
+        tell(f"the nodes that train have room for {here} of {fewest} worker(s) now: waiting for more nodes")
 
 
 def _steps_done(run: Run) -> int:
@@ -117,10 +127,6 @@ def _trainer(experiment: Experiment, run: Run, sharing: int, save_at: Sequence[i
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     cluster = experiment.cluster
-    resources = {"CPU": float(cluster.cpus_per_worker), **cluster.worker_resources}
-    if cluster.use_gpu:
-        resources["GPU"] = 1
-    elastic = cluster.min_workers is not None and cluster.min_workers < cluster.workers
     return TorchTrainer(
         train_worker,
         train_loop_config={
@@ -130,9 +136,10 @@ def _trainer(experiment: Experiment, run: Run, sharing: int, save_at: Sequence[i
             "save_at": list(save_at),
         },
         scaling_config=ScalingConfig(
-            num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,
+            num_workers=(cluster.worlds[0], cluster.workers) if cluster.is_elastic else cluster.workers,
             use_gpu=cluster.use_gpu,
-            resources_per_worker=resources,
+            resources_per_worker=cluster.worker,
+            label_selector=training_nodes(cluster) or None,
             elastic_resize_monitor_interval_s=cluster.resize_seconds,
         ),
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
