@@ -19,6 +19,7 @@ from jobs import (
     promote,
     recipe_list,
     running,
+    schedule,
     select,
     study,
     submit,
@@ -58,6 +59,7 @@ app.command("recipes")(recipe_list.recipes)
 app.command("studies")(study.studies)
 app.command("show")(recipe_list.show)
 app.command("bench")(bench.bench)
+app.command("schedule")(schedule.schedule)
 app.add_typer(running.app, name="jobs")
 app.command("submit", context_settings=submit.CONTEXT)(submit.submit)
 
