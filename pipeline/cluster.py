@@ -90,7 +90,7 @@ def cores_each(sharing: int) -> int:
 
 def data_nodes() -> dict[str, str]:
     """Ray's label selector of the nodes that read, decode and crop: those labelled ray-subcluster=data, where there
-    are such; else {}, any node. Without it Ray Data (2.60) counts on unlabelled nodes alone. Ray must be connected."""
+    are such; else {}, any node. Ray must be connected."""
     return {SUBCLUSTER: DATA} if any(_subcluster(node) == DATA for node in _alive()) else {}
 
 
