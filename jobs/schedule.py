@@ -29,7 +29,10 @@ KUBERNETES = (Scheduler.k8s_cronjob, Scheduler.raycronjob)
 
 def schedule(
     file: Annotated[
-        Path, typer.Argument(help="the production cycle, as of `feral tick`; on Kubernetes its path in the pods")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="the production cycle, as of `feral tick`; on Kubernetes its path in the pods"
+        ),
     ],
     scheduler: Annotated[Scheduler, typer.Option("--as", help="who is to run it")],
     every: Annotated[str | None, typer.Option(help="15m, 1h, 6h, 1d; the default is 1h")] = None,

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from PIL import __version__ as pillow_version
 from PIL import features
 
-from pipeline.cluster import connected, data_nodes, refuse_unsafe_settings, selected
+from pipeline.cluster import connected, refuse_unsafe_settings
 from pipeline.ingest.blocklist import block
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.index import Indexed, build_index
@@ -45,6 +45,7 @@ from pipeline.ingest.store import (
 )
 from pipeline.ingest.task import UnitReport, attempts_file, curate_unit, leave_quarantined, report_file
 from pipeline.ingest.write import begin, seal
+from pipeline.placement import data_nodes, selected
 from pipeline.report.data_card import write_data_card
 from pipeline.select.policy import PRESETS, Inputs, Policy
 from pipeline.select.selecting import select_new

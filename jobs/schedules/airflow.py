@@ -13,9 +13,10 @@ from zoneinfo import ZoneInfo
 
 try:
     from airflow.sdk import dag, task  # 3
+    from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 except ImportError:
     from airflow.decorators import dag, task  # 2
-from airflow.exceptions import AirflowException, AirflowSkipException
+    from airflow.exceptions import AirflowException, AirflowSkipException
 
 COMMAND = {command}
 FOLDER = {folder}

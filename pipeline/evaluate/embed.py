@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cluster import ClusterConfig, data_nodes, training_nodes
+from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.cache import cached
 from pipeline.evaluate.encoders import ENCODERS, Encoders
 from pipeline.evaluate.outputs import OUTPUTS, PAIRS
 from pipeline.ingest.store import Store
+from pipeline.placement import data_nodes, training_nodes
 from pipeline.stream.batches import reading_dataset, to_batch
 from pipeline.stream.crops import CenterCrop, Geometry, RandomCrops
 from pipeline.stream.read import Columns, Reader

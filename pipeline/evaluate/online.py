@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cluster import ClusterConfig, data_nodes
+from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import RunEncoders
 from pipeline.evaluate.health import alignment, complaint, health
@@ -21,6 +21,7 @@ from pipeline.evaluate.protocol import Health
 from pipeline.evaluate.separation import spread_over
 from pipeline.evaluate.validation import ONLINE_QUERY_SHARE, held_back, probed
 from pipeline.ingest.store import Store
+from pipeline.placement import data_nodes
 from pipeline.run import Run
 from pipeline.train.checkpoints import Checkpoint, Damaged
 from pipeline.train.checkpoints.commit import MARKER, step_directories, step_of

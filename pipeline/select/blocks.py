@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from pipeline.cluster import data_nodes
+from pipeline.placement import data_nodes
 
 Result = TypeVar("Result")
 

@@ -14,9 +14,9 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.cluster import data_nodes
 from pipeline.ingest.store import DEFAULT, MANIFEST, SHARDS, Store
 from pipeline.ingest.verify import quarantined
+from pipeline.placement import data_nodes
 from pipeline.stream.labels import few_labels
 from pipeline.stream.patience import Patience
 from pipeline.stream.plan import Plan
@@ -302,7 +302,7 @@ def _read_ahead(sample_bytes: int, batch_size: int, cpus: float) -> int:
 
 def reading_dataset(reader: Reads, references: pa.Table, nodes: dict[str, str] | None = None):
     """A lazy Ray Dataset of crops, in the order of the references, made on nodes with these labels; default: those for
-    data, see `pipeline.cluster.data_nodes`."""
+    data, see `pipeline.placement.data_nodes`."""
     import logging
     import warnings
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from pipeline.cluster import room, selected, training_nodes
 from pipeline.evaluate.online import OnlineProbe
 from pipeline.experiment import Experiment
+from pipeline.placement import room, selected, training_nodes
 from pipeline.run import Run
 from pipeline.train.attempts import clear_messages, message_of, read_failure, request_stop, stop_requested
 from pipeline.train.record import append_event, follow
@@ -58,10 +58,10 @@ def fit(
     Raises:
         TrainingFailed: with the cause.
         Stopped: a signal came.
-        ValueError: see `pipeline.cluster.training_nodes`.
+        ValueError: see `pipeline.placement.training_nodes`.
     """
     clear_messages(run.path)
-    _tell_of_room(experiment, tell)
+    tell_of_room(experiment, tell)
     images = experiment.evaluation.online_images
     if probe is None and images:
         probe = OnlineProbe(run, images, tell)
@@ -83,7 +83,8 @@ def fit(
                 raise TrainingFailed(f"{type(error).__name__}: {message_of(error)}") from error
 
 
-def _tell_of_room(experiment: Experiment, tell: Tell) -> None:
+def tell_of_room(experiment: Experiment, tell: Tell) -> None:
+    """A word to who waits for nodes, which an autoscaler or a person may still start."""
     cluster = experiment.cluster
     fewest, here = cluster.worlds[0], room(selected(training_nodes(cluster)), cluster)
     if here < fewest:

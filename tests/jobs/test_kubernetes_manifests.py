@@ -103,7 +103,7 @@ def test_data_nodes_are_labelled_grow_and_stay_and_training_nodes_have_the_gpus(
     assert head["rayStartParams"]["num-cpus"] == "0"
     assert data["labels"] == {"ray-subcluster": "data"}
     assert 1 <= data["minReplicas"] < data["maxReplicas"]
-    assert "labels" not in training  # see pipeline.cluster.training_nodes
+    assert "labels" not in training  # see pipeline.placement.training_nodes
     assert training["minReplicas"] == 0
     gpus = [pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for pod in pods(cluster)]
     assert gpus == [None, None, "4"]

@@ -98,7 +98,7 @@ def test_no_work_is_scheduled_on_the_head_and_gpus_are_for_training(aws: dict[st
     for name, kind in kinds.items():
         gpus = kind["resources"].get("GPU", 0)
         assert (gpus > 0) == (name == "training")
-        assert kind.get("labels", {}).get("ray-subcluster") == (None if gpus else "data")  # see pipeline.cluster
+        assert kind.get("labels", {}).get("ray-subcluster") == (None if gpus else "data")  # see pipeline.placement
         assert (gpus > 0) == kind.get("docker", aws["docker"])["worker_image"].endswith("-gpu")
     assert kinds["data"]["min_workers"] >= 1  # or no run would find the CPUs that it asks for at its start
     assert sum(kind["max_workers"] for kind in kinds.values()) <= aws["max_workers"]

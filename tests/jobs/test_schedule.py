@@ -224,7 +224,7 @@ class TestAirflow:
         """The DAG, imported with a stub of Airflow: what it declares, and its task."""
         schedule("Night Run.toml", "--as", "airflow", "--at", "02:30", "--time-zone", "Europe/Berlin")
         made = SimpleNamespace(declared={}, task=None, module=None)
-        sdk, exceptions = ModuleType("airflow.sdk"), ModuleType("airflow.exceptions")
+        sdk, exceptions = ModuleType("airflow.sdk"), ModuleType("airflow.sdk.exceptions")
 
         def declare(**options: Any) -> Any:
             made.declared = options
@@ -239,12 +239,8 @@ class TestAirflow:
 
         sdk.dag, sdk.task = declare, register  # type: ignore[attr-defined]
         exceptions.AirflowException, exceptions.AirflowSkipException = FailTask, SkipTask  # type: ignore[attr-defined]
-        for name, module in (
-            ("airflow", ModuleType("airflow")),
-            ("airflow.sdk", sdk),
-            ("airflow.exceptions", exceptions),
-        ):
-            monkeypatch.setitem(sys.modules, name, module)
+        for module in (ModuleType("airflow"), sdk, exceptions):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
         file = here / "feral_night_run_dag.py"
         made.module = {"__name__": "dag"}
         exec(compile(file.read_text(), file, "exec"), made.module)
