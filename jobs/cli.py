@@ -18,12 +18,15 @@ from jobs import (
     pretrain,
     promote,
     recipe_list,
+    running,
+    schedule,
     select,
     study,
     submit,
     sweep,
     verify,
 )
+from pipeline.redaction import without_secrets
 
 app = typer.Typer(
     help="Self-supervised pretraining of vision encoders on image and image-text data as it comes.",
@@ -56,6 +59,8 @@ app.command("recipes")(recipe_list.recipes)
 app.command("studies")(study.studies)
 app.command("show")(recipe_list.show)
 app.command("bench")(bench.bench)
+app.command("schedule")(schedule.schedule)
+app.add_typer(running.app, name="jobs")
 app.command("submit", context_settings=submit.CONTEXT)(submit.submit)
 
 
@@ -64,7 +69,7 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        typer.secho(f"error: {without_secrets(str(error))}", fg="red", err=True)
         sys.exit(2)
 
 

@@ -1,13 +1,13 @@
 """`feral compare`: which method is best, when everything else is equal."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from jobs.pretrain import Address, absolute_paths
+from pipeline.redaction import typed_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -133,7 +133,7 @@ def _write(
 
     rows = table(found, trials)
     explained = explanation(found, seeds, at_once)
-    write_comparison(directory, rows, trials, found, explained, shlex.join(["feral", *sys.argv[1:]]))
+    write_comparison(directory, rows, trials, found, explained, shlex.join(typed_command()))
     plot_comparison(rows, directory / "compare.png")
     write_comparison_page(directory)
     return rows, explained

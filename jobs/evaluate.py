@@ -1,13 +1,13 @@
 """`feral evaluate` and `feral report`: the last stages of a run again; and any encoder on any store."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.pretrain import Address, print_scores
+from pipeline.redaction import typed_command
 
 if TYPE_CHECKING:
     from pipeline.evaluate.transfer import Judged
@@ -115,7 +115,7 @@ def _judge_all(
     with connected(address, cpus=cluster.cpus):
         found = judge_all(encoders, stores, to, EvaluationConfig(), Embedding(cluster), typer.echo, also, pictures)
     _print(found)
-    command = shlex.join(["feral", *sys.argv[1:]])
+    command = shlex.join(typed_command())
     (to / "table.md").write_text(markdown(found, command))
     page = write_transfer_page(to, found, command)
     typer.echo(f"{page}, table.md; all scores of each, with intervals and protocols, are in the .json files beside it")

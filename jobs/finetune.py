@@ -1,7 +1,6 @@
 """`feral finetune`: what an encoder is worth where labels are few, against training from scratch."""
 
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -11,6 +10,7 @@ import typer
 from jobs.compare import tell_missing, train_missing
 from jobs.evaluate import RunName
 from jobs.pretrain import Address
+from pipeline.redaction import typed_command
 
 if TYPE_CHECKING:
     from pipeline.tune.compare import Trial
@@ -63,7 +63,7 @@ def finetune(
 
     def write(trials: "Sequence[Trial]") -> "list[Row]":
         rows = table(found, trials)
-        command = shlex.join(["feral", *sys.argv[1:]])
+        command = shlex.join(typed_command())
         write_table(opened, rows, found, trials, explanation(found, there, draws), command)
         return rows
 

@@ -2,13 +2,14 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pipeline.redaction import typed_command
 
 if TYPE_CHECKING:
     from pipeline.evaluate.protocol import Evaluation
@@ -89,7 +90,7 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
     for one in stores:
         check_files(one)
     with locked(path.absolute(), "the run"):
-        run = Run.prepare(path, experiment, ["feral", *sys.argv[1:]])
+        run = Run.prepare(path, experiment, typed_command())
         append_event(run.path, "command", pid=os.getpid())
         typer.echo(f"run {run.path}")
         typer.echo(_plan_line(experiment, stores))

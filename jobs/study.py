@@ -1,7 +1,6 @@
 """`feral study` and `feral studies`: the field's classic tables, on the user's data."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ import typer
 
 from jobs.compare import tell_missing, train_missing
 from jobs.pretrain import Address, absolute_paths
+from pipeline.redaction import typed_command
 
 if TYPE_CHECKING:
     from pipeline.tune.compare import Contender, Trial
@@ -94,7 +94,7 @@ def _write(
         f"{' to '.join(f'{count:,}' for count in (seen[0], seen[-1])[: len(seen)])} images seen, test split; "
         + (f"mean ± standard deviation over {ended} seeds." if ended > 1 else "one seed: no spread is known.")
     )
-    write_study(directory, asked, measured, common, shlex.join(["feral", *sys.argv[1:]]))
+    write_study(directory, asked, measured, common, shlex.join(typed_command()))
     draw_study(asked, measured, directory / "study.png")
     return measured, common
 

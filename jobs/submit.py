@@ -16,11 +16,14 @@ from urllib.parse import urlsplit
 
 import typer
 
+from pipeline.redaction import without_secrets
+
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 CONTEXT = {"allow_interspersed_args": False}  # from the first word on, everything belongs to the submitted command
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray's own, in Ray's order
+LOCAL = "http://127.0.0.1:8265"  # a cluster of this machine, or a tunnel to one
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
@@ -29,7 +32,7 @@ def submit(
         metavar="COMMAND", help="a feral command and its arguments, after `--`; paths as the cluster sees them"
     ),
     address: str = typer.Option(
-        "http://127.0.0.1:8265", envvar=list(ADDRESS_VARIABLES), help="the cluster's dashboard, http(s)://host:port"
+        LOCAL, envvar=list(ADDRESS_VARIABLES), help="the cluster's dashboard, http(s)://host:port"
     ),
     name: str = typer.Option("", "--id", help="the job's id; default: made from the command, the same for the same"),
     again: bool = typer.Option(False, "--again", help="run it again although it succeeded before"),
@@ -67,7 +70,7 @@ def submit(
         return
     if not wait:
         typer.echo(job)
-        _say(f"follow it with `ray job logs --follow {job} --address {address}`, {_how_to_stop(job, address)}")
+        _say(f"`feral jobs log {job} --follow --address {address}` shows its log, {_how_to_stop(job, address)}")
         return
     raise typer.Exit(follow(client, job, address))
 
@@ -81,18 +84,24 @@ def check_command(command: Sequence[str]) -> None:
     """Refuses what could not run, before anything is sent.
 
     Raises:
-        ValueError: the first word is no feral command, or it is `submit`.
+        ValueError: the first word is no feral command, or runs nothing on a cluster; or a word holds a secret.
     """
     from jobs.cli import app  # not above: jobs.cli imports this module
 
     commands = {info.name for info in app.registered_commands} | {info.name for info in app.registered_groups}
-    names = {name for name in commands if name} - {"submit"}
+    names = {name for name in commands if name} - {"submit", "jobs", "schedule"}
     if command[0] == "submit":
         raise ValueError(
             "a submitted job cannot submit: give `feral submit` the command itself, e.g. `feral submit -- curate …`"
         )
     if command[0] not in names:
         raise ValueError(f"{command[0]!r} is no feral command; there are: {', '.join(sorted(names))}")
+    if open_secrets := [hidden for word in command if (hidden := without_secrets(word)) != word]:
+        raise ValueError(
+            f"{open_secrets[0]} holds a secret, and a job's command is in the cluster's logs and on its dashboard: put "
+            "the secret into the environment of the cluster's nodes (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+            "PGPASSWORD, a mounted ~/.pgpass, …), and leave it out here"
+        )
 
 
 def is_loopback(address: str) -> bool:
@@ -136,16 +145,19 @@ def runtime_env(env: Sequence[str], working_dir: str) -> dict[str, object]:
     """What Ray sets up for the job and all its tasks: the environment of a local run, each KEY=VALUE, the directory.
 
     Raises:
-        ValueError: a pair is not KEY=VALUE, or the directory does not exist here.
+        ValueError: a pair is not KEY=VALUE or an unsafe switch of Ray's, or the directory does not exist here.
     """
-    from pipeline.cluster import QUIET_RAY
+    from pipeline.cluster import QUIET_RAY, refuse_unsafe_settings
 
     variables = dict(QUIET_RAY)
     for pair in env:
         key, equals, value = pair.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
             raise ValueError(f"--env {pair!r} is not KEY=VALUE, e.g. --env OMP_NUM_THREADS=1")
+        if without_secrets(pair) != pair:
+            _say(f"--env {key}: whoever may see the cluster's dashboard can read it; set it where Ray starts")
         variables[key] = value
+    refuse_unsafe_settings(variables)
     if working_dir == "none":
         return {"env_vars": variables}
     if not Path(working_dir).is_dir():
@@ -267,7 +279,7 @@ def _last_attempt(client: "JobSubmissionClient", name: str) -> tuple[int, "JobDe
 
 
 def _how_to_stop(job: str, address: str) -> str:
-    return f"`ray job stop {job} --address {address}` stops it"
+    return f"`feral jobs stop {job} --address {address}` stops it"
 
 
 def _say(message: str) -> None:

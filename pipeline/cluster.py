@@ -2,9 +2,10 @@
 
 import logging
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pydantic import Field
@@ -27,6 +28,7 @@ UNSAFE_RAY = (
     "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
     "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
     "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA",
+    "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE",
 )
 
 
@@ -59,6 +61,17 @@ class ClusterConfig(Config):
         return range(min(self.min_workers or self.workers, self.workers), self.workers + 1)
 
     @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return len(self.worlds) > 1
+
+    @property
+    def worker(self) -> dict[str, float]:
+        """What Ray reserves for one worker."""
+        gpu = {"GPU": 1.0} if self.use_gpu else {}
+        return {"CPU": float(self.cpus_per_worker), **gpu, **self.worker_resources}
+
+    @property
     def cpus(self) -> int:
         """All CPUs that must exist before anything is started."""
         return self.worlds[0] * self.cpus_per_worker + self.data_cpus
@@ -70,10 +83,10 @@ def cores_each(sharing: int) -> int:
     return max(1, (os.cpu_count() or 1) // sharing)
 
 
-def refuse_unsafe_settings() -> None:
+def refuse_unsafe_settings(environment: Mapping[str, str] = os.environ) -> None:
     """Raises ValueError where the environment tells Ray Data to unpickle what it reads."""
     for name in UNSAFE_RAY:
-        if os.environ.get(name, "0").lower() not in ("", "0", "false"):
+        if environment.get(name, "0").lower() not in ("", "0", "false"):
             raise ValueError(
                 f"{name} is set, which lets a data file run code here: unset it (for a cluster, where Ray was started)"
             )
@@ -102,7 +115,7 @@ def connected(address: str | None = None, *, cpus: int = 1, offer: int = 1) -> I
     temporary = tempfile.mkdtemp(prefix="feral") if address == "local" else None
     try:
         if address == "local":
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private instance on loopback
+            _want_a_token()
             ray.init(
                 address="local",
                 num_cpus=max(cpus, offer, os.cpu_count() or 1),
@@ -118,6 +131,14 @@ def connected(address: str | None = None, *, cpus: int = 1, offer: int = 1) -> I
         ray.shutdown()
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _want_a_token() -> None:
+    """Ray (2.60) listens on every interface of the machine, whatever it is told, and runs what it is sent. Unless
+    RAY_AUTH_MODE says otherwise it asks for a token: here for one of this process alone, not that of ~/.ray."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it tells that it does
 
 
 def _join(address: str, cpus: int) -> None:

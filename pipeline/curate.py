@@ -45,6 +45,7 @@ from pipeline.ingest.store import (
 )
 from pipeline.ingest.task import UnitReport, attempts_file, curate_unit, leave_quarantined, report_file
 from pipeline.ingest.write import begin, seal
+from pipeline.placement import data_nodes, selected
 from pipeline.report.data_card import write_data_card
 from pipeline.select.policy import PRESETS, Inputs, Policy
 from pipeline.select.selecting import select_new
@@ -260,10 +261,12 @@ def _run_units(units: list[Unit], task: Any, watch: _Watch) -> Exception | None:
     import ray.data  # here, not above: reading a store needs no Ray
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-    decoders = _decoders_for(len(units), [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]])
+    nodes = data_nodes()
+    decoders = _decoders_for(len(units), [node["Resources"]["CPU"] for node in selected(nodes)])
     logging.getLogger(ray.data.__name__).setLevel(logging.ERROR)  # its notes would tear a progress line
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.execution_options.label_selector = nodes
     context.target_max_block_size = 1  # byte: each word about progress at once, not when many fill a block
     context.execution_no_progress_timeout_s = -1  # a large tar may take longer than any timeout
     with ray.data.DataContext.current(context), warnings.catch_warnings():
@@ -296,7 +299,7 @@ def _run_units(units: list[Unit], task: Any, watch: _Watch) -> Exception | None:
 
 def _decoders_for(units: int, node_cpus: list[float]) -> int:
     """Decoders of a unit, so that a few large tars use all CPUs, too; what one process can feed, at most."""
-    return int(max(1, min(MAX_DECODERS, max(node_cpus), sum(node_cpus) // units)))
+    return int(max(1, min(MAX_DECODERS, max(node_cpus, default=0), sum(node_cpus) // units)))
 
 
 def _check_not_empty(source: str, store: Path, indexed: Indexed, selection: Selection) -> None:

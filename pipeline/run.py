@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.evaluate.protocol import Evaluation
 from pipeline.experiment import FITTED, ORIGINS, Experiment, build_experiment
+from pipeline.redaction import without_secrets
 from pipeline.settings import settings
 from pipeline.train.checkpoints import Checkpoint, checkpoint_of, checkpoints, newest_checkpoint
 
@@ -57,7 +58,7 @@ class Run:
             run._refuse_other(experiment)
         run.path.mkdir(parents=True, exist_ok=True)
         run.experiment_file.write_text(experiment.model_dump_json(indent=1))
-        note = {"command": command, "time": time.time(), **_machine()}
+        note = {"command": [*map(without_secrets, command)], "time": time.time(), **_machine()}
         with run.commands_file.open("a") as file:
             file.write(json.dumps(note) + "\n")
         return run

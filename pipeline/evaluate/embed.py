@@ -16,6 +16,7 @@ from pipeline.evaluate.cache import cached
 from pipeline.evaluate.encoders import ENCODERS, Encoders
 from pipeline.evaluate.outputs import OUTPUTS, PAIRS
 from pipeline.ingest.store import Store
+from pipeline.placement import data_nodes, training_nodes
 from pipeline.stream.batches import reading_dataset, to_batch
 from pipeline.stream.crops import CenterCrop, Geometry, RandomCrops
 from pipeline.stream.read import Columns, Reader
@@ -114,14 +115,16 @@ class Embedding:
         self, encoders: Encoders, store: Store, numbers: np.ndarray, names: tuple[str, ...] = ENCODERS, output: str = ""
     ) -> Iterator[Columns]:
         """Embeds samples in the order of `numbers`, block by block: decoding on CPUs, encoding in one process a
-        training worker. Ray must be connected."""
+        training worker, on the nodes for data; if GPUs encode, both on the nodes that have them, for Ray Data counts
+        on one kind of nodes only. Ray must be connected."""
         from ray.data import ActorPoolStrategy
 
         reader = Reader(_geometry(encoders, output), place=store.place)
         references = reader.references(store, numbers, np.zeros(len(numbers), dtype=np.int64))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # the only way to max_restarts in 2.60
-            data = reading_dataset(reader, references).map_batches(
+            nodes = training_nodes(self.cluster) if self.cluster.use_gpu else data_nodes()
+            data = reading_dataset(reader, references, nodes).map_batches(
                 Embedder,
                 fn_constructor_args=(encoders, self.threads, names, output),
                 batch_size=BATCH,

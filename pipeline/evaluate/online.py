@@ -21,6 +21,7 @@ from pipeline.evaluate.protocol import Health
 from pipeline.evaluate.separation import spread_over
 from pipeline.evaluate.validation import ONLINE_QUERY_SHARE, held_back, probed
 from pipeline.ingest.store import Store
+from pipeline.placement import data_nodes
 from pipeline.run import Run
 from pipeline.train.checkpoints import Checkpoint, Damaged
 from pipeline.train.checkpoints.commit import MARKER, step_directories, step_of
@@ -63,7 +64,8 @@ class OnlineProbe:
         if checkpoint is not None and checkpoint != self.judged:
             self.judged = checkpoint
             judge = judge_checkpoint if self.at else _idly_judged
-            task = ray.remote(num_cpus=0, max_retries=0)(judge)  # it takes what the others leave
+            # it takes what the others leave
+            task = ray.remote(num_cpus=0, max_retries=0, label_selector=data_nodes())(judge)
             self.pending = task.remote(self.run, checkpoint.name, self.images, self.random is None, self.selection)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Row, func, select
 
 from pipeline.ledger.database import now
 from pipeline.ledger.tables import DUMP_STATES, delivery, dump, source
+from pipeline.redaction import without_secrets
 
 
 class Moved(ValueError):
@@ -26,7 +27,7 @@ def add_source(
     connection: Connection, source_id: str, root: str, seal_rule: str = "marker", quota: float | None = None
 ) -> None:
     """Names a place where deliveries appear; the same name again changes what is known of it."""
-    facts = {"root": root, "seal_rule": seal_rule, "quota": quota}
+    facts = {"root": without_secrets(root), "seal_rule": seal_rule, "quota": quota}
     if not connection.execute(source.update().where(source.c.source_id == source_id).values(facts)).rowcount:
         connection.execute(source.insert().values(source_id=source_id, **facts))
 
@@ -125,6 +126,7 @@ def move(connection: Connection, dump_id: str, before: str, after: str, reason: 
         Moved: it is not.
     """
     assert after in DUMP_STATES, after
+    reason = without_secrets(reason) if reason else None
     changed = connection.execute(
         dump.update().where(dump.c.dump_id == dump_id, dump.c.state == before).values(state=after, reason=reason)
     )

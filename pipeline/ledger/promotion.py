@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, select
 
 from pipeline.ledger.database import now
 from pipeline.ledger.tables import ACTIONS, alias, checkpoint, event
+from pipeline.redaction import without_secrets
 from pipeline.train.checkpoints import Checkpoint, Damaged
 from pipeline.train.checkpoints.commit import read_commit
 
@@ -179,7 +180,7 @@ def _note(
             before=before,
             checkpoint=digest,
             actor=actor,
-            reason=reason,
+            reason=without_secrets(reason),
             gate=None if gate is None else list(gate),
         )
     )

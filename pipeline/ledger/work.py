@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, and_, or_, select
 
 from pipeline.ledger.database import now
 from pipeline.ledger.tables import ENDED, dump, work
+from pipeline.redaction import without_secrets
 
 LEASE_SECONDS, HEARTBEAT_SECONDS = 300.0, 60.0
 MAX_ATTEMPTS = 3
@@ -122,6 +123,7 @@ def give_up(connection: Connection, lease: Lease, why: str, max_attempts: int = 
     Raises:
         LeaseLost: another took over.
     """
+    why = without_secrets(why)
     _change(connection, lease, state="ready", output=why, owner=None, expires_at=None)
     if lease.attempt >= max_attempts:
         unit = connection.execute(select(work).where(work.c.work_id == lease.work_id)).one()

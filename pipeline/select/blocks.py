@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from pipeline.placement import data_nodes
+
 Result = TypeVar("Result")
 
 ROWS = 65_536  # a block, unless the files were written by someone else
@@ -129,7 +131,7 @@ def in_order(
             yield _alone(function, item, *shared)
         return
     window = workers or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
-    task = ray.remote(num_cpus=1)(_alone)
+    task = ray.remote(num_cpus=1, label_selector=data_nodes())(_alone)
     references = [ray.put(value) for value in shared]
     waiting: deque[Any] = deque()
     for item in items:

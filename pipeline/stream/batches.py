@@ -1,4 +1,4 @@
-"""The stream of a rank: its samples in the plan's order, read ahead by Ray Data on any CPU of the cluster."""
+"""The stream of a rank: its samples in the plan's order, read ahead by Ray Data on the cluster's CPUs for data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.ingest.store import DEFAULT, MANIFEST, SHARDS, Store
 from pipeline.ingest.verify import quarantined
+from pipeline.placement import data_nodes
 from pipeline.stream.labels import few_labels
 from pipeline.stream.patience import Patience
 from pipeline.stream.plan import Plan
@@ -299,8 +300,9 @@ def _read_ahead(sample_bytes: int, batch_size: int, cpus: float) -> int:
     return max(READ_AHEAD_BYTES, ceil(cpus) * task_bytes, 4 * batch_size * sample_bytes)
 
 
-def reading_dataset(reader: Reads, references: pa.Table):
-    """A lazy Ray Dataset of crops, in the order of the references."""
+def reading_dataset(reader: Reads, references: pa.Table, nodes: dict[str, str] | None = None):
+    """A lazy Ray Dataset of crops, in the order of the references, made on nodes with these labels; default: those for
+    data, see `pipeline.placement.data_nodes`."""
     import logging
     import warnings
 
@@ -323,6 +325,7 @@ def reading_dataset(reader: Reads, references: pa.Table):
     data = ray.data.range(tasks, override_num_blocks=tasks)
     data.context.target_max_block_size = length * reader.sample_bytes  # else Ray packs what a task yields
     data.context.execution_options.preserve_order = True
+    data.context.execution_options.label_selector = data_nodes() if nodes is None else nodes
     data.context.execution_options.verbose_progress = False
     data.context.enable_progress_bars = False
     data.context.custom_execution_callback_classes = [Patience]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ingest.write import replaced
+from pipeline.redaction import without_secrets
 
 ATTEMPTS, FAILURE, STOP, SKIPS = "attempts", "failure.json", "stop", "skips.json"
 
@@ -62,7 +63,7 @@ def message_of(error: BaseException) -> str:
     """What the innermost error says, without the layers (Ray's, Ray Data's) that carried it."""
     while inner := getattr(error, "cause", None) or error.__cause__:
         error = inner
-    return str(error).strip() or type(error).__name__
+    return without_secrets(str(error).strip()) or type(error).__name__
 
 
 # ---- what the driver tells the workers -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.evaluate.online import OnlineProbe
 from pipeline.experiment import Experiment
+from pipeline.placement import room, selected, training_nodes
 from pipeline.run import Run
 from pipeline.train.attempts import clear_messages, message_of, read_failure, request_stop, stop_requested
 from pipeline.train.record import append_event, follow
@@ -57,8 +58,10 @@ def fit(
     Raises:
         TrainingFailed: with the cause.
         Stopped: a signal came.
+        ValueError: see `pipeline.placement.training_nodes`.
     """
     clear_messages(run.path)
+    tell_of_room(experiment, tell)
     images = experiment.evaluation.online_images
     if probe is None and images:
         probe = OnlineProbe(run, images, tell)
@@ -78,6 +81,14 @@ def fit(
                 raise TrainingFailed(failure["message"])
             if error is not None:
                 raise TrainingFailed(f"{type(error).__name__}: {message_of(error)}") from error
+
+
+def tell_of_room(experiment: Experiment, tell: Tell) -> None:
+    """A word to who waits for nodes, which an autoscaler or a person may still start."""
+    cluster = experiment.cluster
+    fewest, here = cluster.worlds[0], room(selected(training_nodes(cluster)), cluster)
+    if here < fewest:
+        tell(f"the nodes that train have room for {here} of {fewest} worker(s) now: waiting for more nodes")
 
 
 def _steps_done(run: Run) -> int:
@@ -117,10 +128,6 @@ def _trainer(experiment: Experiment, run: Run, sharing: int, save_at: Sequence[i
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     cluster = experiment.cluster
-    resources = {"CPU": float(cluster.cpus_per_worker), **cluster.worker_resources}
-    if cluster.use_gpu:
-        resources["GPU"] = 1
-    elastic = cluster.min_workers is not None and cluster.min_workers < cluster.workers
     return TorchTrainer(
         train_worker,
         train_loop_config={
@@ -130,9 +137,10 @@ def _trainer(experiment: Experiment, run: Run, sharing: int, save_at: Sequence[i
             "save_at": list(save_at),
         },
         scaling_config=ScalingConfig(
-            num_workers=(cluster.min_workers, cluster.workers) if elastic else cluster.workers,
+            num_workers=(cluster.worlds[0], cluster.workers) if cluster.is_elastic else cluster.workers,
             use_gpu=cluster.use_gpu,
-            resources_per_worker=resources,
+            resources_per_worker=cluster.worker,
+            label_selector=training_nodes(cluster) or None,
             elastic_resize_monitor_interval_s=cluster.resize_seconds,
         ),
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),

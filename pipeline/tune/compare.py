@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -16,6 +15,7 @@ from pipeline.evaluate.protocol import Evaluation
 from pipeline.evaluate.validation import labelled
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.store import Store
+from pipeline.redaction import typed_command
 from pipeline.run import Run
 from pipeline.stream.batches import captioned
 from pipeline.train.cost import TrainingCost, cost_of
@@ -234,7 +234,7 @@ def _space(experiments: list[Experiment], left: list[int], also: Sequence[str]) 
     return {
         "place": tune.grid_search(left),
         "experiments": [experiment.model_dump_json() for experiment in experiments],
-        "command": ["feral", *sys.argv[1:]],
+        "command": typed_command(),
         "also": list(also),
     }
 

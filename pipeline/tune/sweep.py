@@ -38,7 +38,6 @@
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -48,6 +47,7 @@ from pipeline.evaluate.validation import Metric
 from pipeline.experiment import Experiment
 from pipeline.ingest.store import Store
 from pipeline.ingest.write import replaced
+from pipeline.redaction import typed_command
 from pipeline.train.record import append_event, read_events
 from pipeline.tune.confirm import conclude, fresh_seeds, repeats
 from pipeline.tune.search import SHARES, Kind, Search, Stop
@@ -149,7 +149,7 @@ def sweep(
     setting = Setting(
         directory,
         Judging(plan.metric, plan.base.data.selection, rungs),
-        ["feral", *sys.argv[1:]],
+        typed_command(),
         concurrent,
         tell,
         lambda: write(),

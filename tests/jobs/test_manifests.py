@@ -1,6 +1,7 @@
 """The clusters that we describe can be started: checked offline, with the code that `ray up` checks them with."""
 
 import copy
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,11 @@ def test_no_work_is_scheduled_on_the_head_and_gpus_are_for_training(aws: dict[st
     head = kinds.pop(aws["head_node_type"])
     assert head["resources"]["CPU"] == 0
     assert head["max_workers"] == 0
-    assert {kind["labels"]["ray-subcluster"] for kind in kinds.values()} == {"data", "training"}
-    for kind in kinds.values():
+    assert set(kinds) == {"data", "training"}
+    for name, kind in kinds.items():
         gpus = kind["resources"].get("GPU", 0)
-        assert (gpus > 0) == (kind["labels"]["ray-subcluster"] == "training")
+        assert (gpus > 0) == (name == "training")
+        assert kind.get("labels", {}).get("ray-subcluster") == (None if gpus else "data")  # see pipeline.placement
         assert (gpus > 0) == kind.get("docker", aws["docker"])["worker_image"].endswith("-gpu")
     assert kinds["data"]["min_workers"] >= 1  # or no run would find the CPUs that it asks for at its start
     assert sum(kind["max_workers"] for kind in kinds.values()) <= aws["max_workers"]
@@ -111,6 +113,16 @@ def test_the_cluster_wants_a_token_and_its_dashboard_stays_on_the_head(raw: dict
     for command in starts:
         assert "RAY_AUTH_MODE=token" in command + " ".join(full["docker"].get("run_options", []))
     assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+def test_a_machine_without_a_gpu_is_for_data() -> None:
+    (path,) = [path for path in MANIFESTS if path.name == "cluster-on-premises.yaml"]
+    start = yaml.safe_load(path.read_text())["worker_start_ray_commands"][-1]
+    label = start[start.index("$(command") :]
+    for nvidia, words in (("true", ""), ("false", "--labels=ray-subcluster=data")):
+        script = f"command() {{ {nvidia}; }}; echo {label}"
+        said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+        assert said.strip() == words
 
 
 def test_what_is_installed_is_what_was_tested(raw: dict[str, Any]) -> None:

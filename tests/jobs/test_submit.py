@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from jobs import submit
+from jobs import running, submit
 from jobs.cli import app
 from pipeline.cluster import QUIET_RAY
 
@@ -71,6 +71,9 @@ class TestBeforeAnythingIsSent:
         [
             (["--", "pertrain", "x"], r"'pertrain' is no feral command; there are: .*curate"),
             (["--", "submit", "curate"], "cannot submit"),
+            (["--", "jobs"], "no feral command"),
+            (["--", "curate", "s3://AKIA:s3cr/et@bucket/x", "--to", "y"], r"s3://AKIA:\*\*\*@bucket/x holds a secret"),
+            (["--env", "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR=1", "--", *COMMAND], "lets a data file run code"),
             (["--", "--help"], "no feral command"),
             (["--env", "OMP_NUM_THREADS", "--", *COMMAND], "'OMP_NUM_THREADS' is not KEY=VALUE"),
             (["--env", "1A=b", "--", *COMMAND], "is not KEY=VALUE"),
@@ -111,6 +114,13 @@ class TestBeforeAnythingIsSent:
         assert environment["working_dir"] == str(tmp_path.resolve())
         assert submit.runtime_env([], "none") == {"env_vars": QUIET_RAY}
         assert QUIET_RAY["RAY_USAGE_STATS_ENABLED"] == "0"
+
+    def test_a_secret_variable_is_passed_on_with_a_word_of_warning(self, fake: "FakeCluster") -> None:
+        output = run("--env", "WANDB_TOKEN=s3cret", "--env", "OMP_NUM_THREADS=1", "--", *COMMAND)
+        assert fake.submitted[0]["runtime_env"]["env_vars"]["WANDB_TOKEN"] == "s3cret"
+        assert "--env WANDB_TOKEN: whoever may see" in output
+        assert "s3cret" not in output
+        assert "OMP_NUM_THREADS" not in output
 
     def test_the_address_that_is_given_wins_over_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in submit.ADDRESS_VARIABLES:
@@ -158,6 +168,15 @@ class FakeCluster:
         if self.log_breaks:
             raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
+    def get_job_logs(self, job: str) -> str:
+        return "all of the log\n"
+
+    def stop_job(self, job: str) -> None:
+        self.add(job, "STOPPED")
+
+    def get_job_status(self, job: str) -> Any:
+        return self.jobs[job].status
+
     def get_job_info(self, job: str) -> Any:
         self.add(job, self.ends, message="why it never ran")
         return self.jobs[job]
@@ -166,7 +185,8 @@ class FakeCluster:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     cluster = FakeCluster()
-    monkeypatch.setattr(submit, "connect", lambda address: cluster)
+    for module in (submit, running):
+        monkeypatch.setattr(module, "connect", lambda address: cluster)
     return cluster
 
 
@@ -222,7 +242,7 @@ class TestFollowing:
     def test_without_waiting_only_the_id_is_on_stdout(self, fake: FakeCluster) -> None:
         result = CliRunner().invoke(app, ["submit", "--no-wait", "--", *COMMAND], catch_exceptions=False)
         assert result.stdout == f"{submit.job_id(COMMAND)}\n"
-        assert f"ray job stop {submit.job_id(COMMAND)} --address http://127.0.0.1:8265" in result.stderr
+        assert f"feral jobs stop {submit.job_id(COMMAND)} --address http://127.0.0.1:8265" in result.stderr
 
     def test_a_broken_connection_is_no_end_of_the_job(self, fake: FakeCluster) -> None:
         fake.log_breaks = True
@@ -233,6 +253,43 @@ class TestFollowing:
         fake.ends = "RUNNING"
         with pytest.raises(ValueError, match="its log ended while it was RUNNING"):
             run("--", *COMMAND)
+
+
+def jobs(*arguments: str, exit_code: int = 0) -> str:
+    """The output of `feral jobs` in this process; what it raises passes through."""
+    result = CliRunner().invoke(app, ["jobs", *arguments], catch_exceptions=False)
+    assert result.exit_code == exit_code, result.output
+    return result.output
+
+
+class TestJobs:
+    def test_lists_what_was_sent_by_its_command(self, fake: FakeCluster) -> None:
+        assert "no jobs at" in jobs()
+        fake.add("nightly", "RUNNING", ["curate", "dump"], start_time=1_795_000_000_000, end_time=1_795_000_061_000)
+        assert [word for word in jobs().split() if word in ("nightly", "RUNNING", "curate")] == [
+            "nightly", "RUNNING", "curate",
+        ]  # fmt: skip
+        assert "1 min 01 s" in jobs()
+
+    def test_status_is_one_word_and_an_exit_status(self, fake: FakeCluster) -> None:
+        fake.add("nightly", "RUNNING")
+        fake.add("weekly", "FAILED", message="out of disk")
+        assert jobs("status", "nightly") == "RUNNING\n"
+        assert jobs("status", "weekly", exit_code=1) == "FAILED\nout of disk\n"
+        with pytest.raises(ValueError, match=r"no job 'nigthly'; it knows nightly, weekly"):
+            jobs("status", "nigthly")
+
+    def test_stop_waits_for_the_end_and_log_prints(self, fake: FakeCluster) -> None:
+        fake.add("nightly", "RUNNING")
+        assert jobs("log", "nightly") == "all of the log\n"
+        assert jobs("stop", "nightly").endswith("STOPPED\n")
+        assert "has ended already" in jobs("stop", "nightly")
+
+    def test_another_machine_without_a_token_is_refused_here_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(running, "connect", lambda address: pytest.fail(f"contacted {address}"))
+        for arguments in (["--address", ELSEWHERE], ["stop", "x", "--address", ELSEWHERE]):
+            with pytest.raises(ValueError, match="no token"):
+                jobs(*arguments)
 
 
 def run(*arguments: str, exit_code: int = 0) -> str:
@@ -249,8 +306,8 @@ class Cluster:
     address: str
     token: str
 
-    def submit(self, *arguments: str, token: str = "", **options: Any) -> subprocess.Popen[str]:
-        """`feral submit` as a process of its own, with an environment that names other clusters."""
+    def submit(self, *arguments: str, token: str = "", verb: str = "submit", **options: Any) -> subprocess.Popen[str]:
+        """A command on this cluster, as a process of its own, with an environment that names other clusters."""
         environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
@@ -258,14 +315,14 @@ class Cluster:
             "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1",
             "RAY_ADDRESS": "auto",
         }
-        line = [sys.executable, "-m", "jobs.cli", "submit", "--address", self.address, *arguments]
+        line = [sys.executable, "-m", "jobs.cli", verb, "--address", self.address, *arguments]
         return subprocess.Popen(
             line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
         )
 
-    def run(self, *arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, token: str = "", verb: str = "submit") -> subprocess.CompletedProcess[str]:
         """The same, to its end."""
-        with self.submit(*arguments, token=token) as process:
+        with self.submit(*arguments, token=token, verb=verb) as process:
             stdout, stderr = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
@@ -386,12 +443,11 @@ class TestOnACluster:
             process.send_signal(signal.SIGINT)
             _, stderr = process.communicate(timeout=60)
         assert process.returncode == submit.INTERRUPTED
-        assert f"ray job stop {job} --address {cluster.address}" in stderr
-        client = cluster.client()
-        assert client.get_job_status(job) == "RUNNING"
-        client.stop_job(job)
-        while not client.get_job_status(job).is_terminal():
-            time.sleep(0.2)
+        assert f"feral jobs stop {job} --address {cluster.address}" in stderr
+        assert cluster.run("status", job, verb="jobs").stdout == "RUNNING\n"
+        stopped = cluster.run("stop", job, verb="jobs")
+        assert stopped.stdout == "STOPPED\n", stopped.stderr
+        assert "asleep" in cluster.run("log", job, verb="jobs").stdout.splitlines()
         again = cluster.run("--python", "/bin/true", "--", *command)
         assert again.returncode == 0, again.stderr
         assert f"{job} has STOPPED" in again.stderr
