@@ -22,6 +22,7 @@ from jobs import (
     study,
     submit,
     sweep,
+    tick,
     verify,
 )
 
@@ -51,6 +52,8 @@ app.command("export")(export.export)
 app.command("promote")(promote.promote)
 app.command("rollback")(promote.rollback)
 app.add_typer(ledger.app, name="ledger")
+app.command("tick")(tick.tick)
+app.command("watch")(tick.watch)
 app.command("demo")(demo.demo)
 app.command("recipes")(recipe_list.recipes)
 app.command("studies")(study.studies)

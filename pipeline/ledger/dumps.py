@@ -69,7 +69,7 @@ def seal(
         dump_id: digest of the content.
         size: bytes of all files.
         seq: the dump's number in its source, where its name tells one; default: the next.
-        parent_id: the dump that these files came too late for.
+        parent_id: the dump that these files came too late for; such a dump has no number.
 
     Raises:
         ValueError: no such delivery, or another dump of the source has this `seq`.
@@ -80,7 +80,7 @@ def seal(
         raise ValueError(f"{uri} was not discovered with this listing: it changed meanwhile, or is not known yet")
     known = connection.execute(select(dump.c.admit_no).where(dump.c.dump_id == dump_id)).scalar()
     if known is None:
-        seq = _free_seq(connection, found.source_id, seq)
+        seq = None if parent_id else _free_seq(connection, found.source_id, seq)
         connection.execute(
             dump.insert().values(
                 dump_id=dump_id,
