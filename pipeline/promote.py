@@ -93,16 +93,22 @@ def weigh(
     stores: Sequence[Store] = (),
     tolerance: float = TOLERANCE,
     folder: Path | None = None,
+    config: EvaluationConfig | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Weighed:
-    """The first half of `promote`, which changes nothing. `folder`: of the evaluations; default: in the run."""
+    """The first half of `promote`, which changes nothing.
+
+    Args:
+        folder: of the evaluations on `stores`; default: in the run.
+        config: of these.
+    """
     candidate = RunEncoders.of(run)
     with ledger.reading() as connection:
         before = promotion.current(connection, name)
     if before == candidate.checkpoint.digest:
         return Weighed(name, run, candidate, (), before, None)
-    folder = folder or candidate.directory / EVALUATIONS
-    mine, theirs = _judge(candidate, _champion(ledger, name) if before else None, stores, folder, tell)
+    folder, config = folder or candidate.directory / EVALUATIONS, config or EvaluationConfig()
+    mine, theirs = _judge(candidate, _champion(ledger, name) if before else None, stores, folder, config, tell)
     found = gate(mine, theirs, unfinished=_unfinished(candidate), tolerance=tolerance)
     return Weighed(name, run, candidate, tuple(mine), before, found)
 
@@ -149,13 +155,13 @@ def _judge(
     champion: RunEncoders | str | None,
     stores: Sequence[Store],
     folder: Path,
+    config: EvaluationConfig,
     tell: Callable[[str], None],
 ) -> tuple[list[Judged], list[Judged] | None]:
     """Candidate and champion as they were judged on each store; without stores, each as its run was."""
     encoders = [one for one in (candidate, champion) if isinstance(one, RunEncoders)]
     if stores:
-        config, embedding = EvaluationConfig(), Embedding(candidate.experiment.cluster)
-        files = judge_all(encoders, stores, folder, config, embedding, tell)
+        files = judge_all(encoders, stores, folder, config, Embedding(candidate.experiment.cluster), tell)
         parts = [[one.file for one in files[place :: len(encoders)]] for place in range(len(encoders))]
     else:
         parts = [[Run(one.directory).evaluation_file] for one in encoders]

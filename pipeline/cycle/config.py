@@ -5,7 +5,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -129,7 +129,7 @@ class Cycle(Config):
     ledger: str | None = Field(None, description="file or postgresql://…; default: FERAL_LEDGER, else runs/ledger.db")
     champion: str = Field(CHAMPION, min_length=1, description="the name of the best candidate in the ledger")
     base: str = Field("base", min_length=1, description="the name of the plateau that the next dump goes on from")
-    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    sources: tuple[Source, ...]
 
     @field_validator("settings")
     @classmethod
@@ -138,6 +138,8 @@ class Cycle(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Cycle":
+        if not self.sources:
+            raise ValueError("sources: name a place where deliveries appear, with [[sources]]")
         if (self.images_per_dump is None) == (self.epochs_per_dump is None):
             raise ValueError("give images_per_dump or epochs_per_dump: how long a dump is trained on; one of them")
         if self.champion == self.base:

@@ -11,10 +11,11 @@ from sqlalchemy import Connection, Row, func, select
 
 from pipeline.curate import DECODER, NothingKept, Progress, curate
 from pipeline.cycle.config import Source
-from pipeline.cycle.contents import MARKERS, Contents, read_contents
+from pipeline.cycle.contents import Contents, read_contents
 from pipeline.cycle.deliveries import child_of, still_sealed
 from pipeline.cycle.engine import Ended, Job
 from pipeline.ingest.blocklist import BlockList, read_block_list
+from pipeline.ingest.declared import MANIFEST
 from pipeline.ingest.places import place_of
 from pipeline.ingest.selection import Selection, read_decisions, read_selection, selections_of, write_selection
 from pipeline.ingest.sources import NoSamples
@@ -134,10 +135,10 @@ def _history(job: Job) -> tuple:
 
 
 def _only(place: str, contents: Contents, row: Row) -> set[str] | None:
-    """The files of a dump; with the markers, which may tell counts, where it is the whole delivery."""
+    """The files of a dump; with what declares their counts, where it is the whole delivery."""
     if place_of(place)[1]:
         return None  # a single file
-    return set(contents.files) | (set(MARKERS) if row.parent_id is None else set())
+    return set(contents.files) | ({MANIFEST} if row.parent_id is None else set())
 
 
 def _nothing(refused: dict[str, int]) -> str:

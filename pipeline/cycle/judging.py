@@ -9,9 +9,10 @@ from pipeline.cycle.engine import Ended, Job
 from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import RunEncoders
 from pipeline.evaluate.forgetting import forgetting, write_forgetting
-from pipeline.evaluate.protocol import EvaluationConfig
-from pipeline.evaluate.transfer import judge_all
+from pipeline.evaluate.outcomes import outcomes_file
+from pipeline.evaluate.transfer import judge_all, judged_file
 from pipeline.ingest.store import Store
+from pipeline.ingest.write import replaced
 from pipeline.ledger import promotion
 from pipeline.ledger.lineage import dumps_of, fed
 from pipeline.ledger.records import record_checkpoint, record_evaluation, record_run
@@ -39,13 +40,12 @@ def evaluate_candidate(job: Job, digest: str) -> Ended:
     candidate = candidates[-1]
     if not is_judged(candidate):
         judge(candidate, lambda line: job.tell(f"  {line}"))
+    _judged_here(job, candidate, stores[-1])
     said = ""
     if len(candidates) > 1:
         encoders = [RunEncoders.of(one) for one in candidates]
-        embedding = Embedding(candidate.experiment.cluster)
-        found = judge_all(
-            encoders, stores, _evaluations(job), EvaluationConfig(), embedding, lambda line: job.tell(f"  {line}")
-        )
+        config, embedding = candidate.experiment.evaluation, Embedding(candidate.experiment.cluster)
+        found = judge_all(encoders, stores, _evaluations(job), config, embedding, lambda line: job.tell(f"  {line}"))
         matrix = forgetting(found)
         write_forgetting(matrix, candidate.path)
         of = f"of {len(matrix.stores) - 1} earlier dump(s) {matrix.shown(matrix.mean_of_older)} of {matrix.score}"
@@ -57,6 +57,17 @@ def evaluate_candidate(job: Job, digest: str) -> Ended:
         f"{_headline(candidate)}{said}", str(file), "evaluated",
         record=lambda connection, work_id: record_evaluation(connection, weights, evaluation, file),
     )  # fmt: skip
+
+
+def _judged_here(job: Job, candidate: Run, store: Store) -> None:
+    """Lets what a run was judged on its own store be found where all are."""
+    file = judged_file(_evaluations(job), candidate.path.name, store.path.name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for source, target in (  # in this order: an evaluation is never without its outcomes
+        (outcomes_file(candidate.evaluation_file), outcomes_file(file)), (candidate.evaluation_file, file),
+    ):  # fmt: skip
+        with replaced(target) as copy:
+            copy.write(source.read_bytes())
 
 
 def promote_inputs(job: Job) -> Any:
@@ -74,7 +85,8 @@ def promote_candidate(job: Job, digest: str) -> Ended:
     """Champion and base move together, in one transaction; the base alone where the gate found no harm."""
     weighed = weigh(
         job.ledger, _candidate(job), name=job.cycle.champion, stores=_judge_on(job), tolerance=job.cycle.tolerance,
-        folder=_evaluations(job), tell=lambda line: job.tell(f"  {line}"),
+        folder=_evaluations(job), config=_candidate(job).experiment.evaluation,
+        tell=lambda line: job.tell(f"  {line}"),
     )  # fmt: skip
     gate, plateau = weighed.gate, Run.open(Path(job.outputs["train"]))
     passed = gate is None or gate.passed
@@ -87,7 +99,7 @@ def promote_candidate(job: Job, digest: str) -> Ended:
         if gate is not None:
             settle(connection, weighed)
         if moves:
-            _move_base(connection, job, plateau, reason)
+            _move_base(connection, job, plateau)
 
     stays = "" if moves or not harmless else f"; {job.cycle.base} stays: other dumps were trained meanwhile"
     if passed:
@@ -152,7 +164,7 @@ def _goes_on(job: Job, plateau: Run) -> bool:
     return base in (None, plateau.experiment.training.continue_digest, _newest(plateau).digest)
 
 
-def _move_base(connection: Connection, job: Job, plateau: Run, reason: str) -> None:
+def _move_base(connection: Connection, job: Job, plateau: Run) -> None:
     checkpoint, before = _newest(plateau), promotion.current(connection, job.cycle.base)
     if before == checkpoint.digest:
         return
@@ -163,7 +175,7 @@ def _move_base(connection: Connection, job: Job, plateau: Run, reason: str) -> N
     keep(checkpoint.path)
     promotion.promote(
         connection, job.cycle.base, checkpoint.digest, expected=before, actor=actor(),
-        reason=f"plateau of dump {job.dump.admit_no}: {reason}",
+        reason=f"the plateau of dump {job.dump.admit_no}",
     )  # fmt: skip
 
 

@@ -17,6 +17,10 @@ from pipeline.stream.batches import named_store
 from pipeline.train.continuing import continued, cooled_down
 from ssl_models.objectives import OBJECTIVES
 
+_OF_THE_CYCLE = (
+    "training.images_seen", "training.continue_from", "training.start_from", "data.store", "data.selection",
+    "data.replay", "data.replay_share",
+)  # fmt: skip
 FEWEST_HELD_BACK = 2  # images: fewer cannot be judged on
 
 
@@ -26,6 +30,11 @@ def endless(recipe: Experiment, cycle: Cycle) -> Experiment:
     Raises:
         ValueError: it cannot be trained on one dump after the other; says why.
     """
+    for key in _OF_THE_CYCLE:
+        if key in cycle.settings:
+            raise ValueError(
+                f"settings.{key}: the cycle sets it for each dump; see images_per_dump, epochs_per_dump, replay_share"
+            )
     experiment = recipe.override(cycle.settings)
     objective, optimizer = experiment.objective.name, experiment.optimizer
     if experiment.needs_labels or OBJECTIVES[objective].remembers_samples:
@@ -34,12 +43,6 @@ def endless(recipe: Experiment, cycle: Cycle) -> Experiment:
             f"recipe = {cycle.recipe!r}: objective {objective!r} holds {holds}, so that it cannot go on with the next "
             "dump; choose a recipe of another objective (`feral recipes`)"
         )
-    for key in ("training.images_seen", "data.store", "data.replay", "data.replay_share", "training.continue_from",
-                "training.start_from"):  # fmt: skip
-        if key in cycle.settings:
-            raise ValueError(
-                f"settings.{key}: the cycle sets it for each dump; see images_per_dump, epochs_per_dump, replay_share"
-            )
     if optimizer.endless:
         return experiment
     for key in ("optimizer.schedule", "optimizer.warmup", "optimizer.warmup_images"):
@@ -131,7 +134,7 @@ def train_candidate(job: Job, progress: Progress) -> Ended:
 def _candidate(job: Job) -> Experiment:
     there = Run.open(Path(job.outputs["train"]))
     batch, seen = there.experiment.data.batch_size, there.experiment.training.images_seen
-    images = max(batch, round(job.cycle.cooldown_share * seen))
+    images = math.ceil(job.cycle.cooldown_share * seen / batch) * batch
     changes = {key: value for key, value in job.cycle.settings.items() if key.startswith(("cluster.", "evaluation."))}
     return cooled_down(there.experiment, there.path, {**changes, "training.images_seen": images})
 
