@@ -18,6 +18,7 @@ from jobs import (
     pretrain,
     promote,
     recipe_list,
+    resolve,
     select,
     study,
     submit,
@@ -51,6 +52,8 @@ app.command("search")(embed.search)
 app.command("export")(export.export)
 app.command("promote")(promote.promote)
 app.command("rollback")(promote.rollback)
+ledger.app.command("retry")(resolve.retry)
+ledger.app.command("skip")(resolve.skip)
 app.add_typer(ledger.app, name="ledger")
 app.command("tick")(tick.tick)
 app.command("watch")(tick.watch)

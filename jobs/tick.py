@@ -14,7 +14,7 @@ from jobs.promote import AsJson, Where
 
 if TYPE_CHECKING:
     from pipeline.cycle.config import Cycle
-    from pipeline.cycle.engine import Pass, Step
+    from pipeline.cycle.job import Pass, Step
     from pipeline.ledger.database import Ledger
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="a production cycle, as of `feral tick --example`")]
@@ -37,7 +37,7 @@ def tick(
 
     Example: feral tick --example > production.toml; feral tick production.toml
     """
-    from pipeline.cycle.engine import EXIT
+    from pipeline.cycle.job import EXIT
     from pipeline.cycle.lease import Told
 
     if example or file is None:
@@ -136,6 +136,7 @@ def _pass(
 
 def _closing(found: "Pass", cycle: "Cycle", ledger: "Ledger") -> str:
     """What there is now, and what a person does next."""
+    from pipeline.ledger.resolutions import HARMLESS
 
     def last(*kinds: str) -> "Step | None":
         return next((step for step in reversed(found.steps) if step.kind in kinds), None)
@@ -150,7 +151,7 @@ def _closing(found: "Pass", cycle: "Cycle", ledger: "Ledger") -> str:
         if finding.kind in ("quarantined", "drifted") and finding.dump_id:
             return f"{finding.name} waits for a person: {_resolve(finding.dump_id[:12], 'put right')}"
     if held := last("held"):
-        if "harm" in held.said:
+        if held.output == HARMLESS:
             return f"{held.said}; {_champion(cycle, ledger)}"
         run = _candidate_of(held, ledger)
         return (

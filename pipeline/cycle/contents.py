@@ -43,7 +43,7 @@ class Contents:
     @property
     def name(self) -> str:
         """Of the delivery, in its source's root."""
-        return self.uri.partition("?")[0].rpartition("/")[2]
+        return delivery_name(self.uri)
 
     @property
     def size(self) -> int:
@@ -58,6 +58,11 @@ class Contents:
                 for path, (size, modified, sha256) in sorted(self.files.items())]  # fmt: skip
         table = pa.Table.from_pylist(rows, _SCHEMA)
         write_table(table.replace_schema_metadata({_URI: self.uri.encode()}), file)
+
+
+def delivery_name(uri: str) -> str:
+    """Of a delivery, in its source's root."""
+    return uri.partition("?")[0].rpartition("/")[2]
 
 
 def contents_file(folder: Path, dump_id: str) -> Path:

@@ -13,7 +13,7 @@ from pipeline.curate import DECODER, NothingKept, Progress, curate
 from pipeline.cycle.config import Source
 from pipeline.cycle.contents import Contents, read_contents
 from pipeline.cycle.deliveries import child_of, still_sealed
-from pipeline.cycle.engine import Ended, Job
+from pipeline.cycle.job import Ended, Job
 from pipeline.ingest.blocklist import BlockList, read_block_list
 from pipeline.ingest.declared import MANIFEST
 from pipeline.ingest.places import place_of

@@ -20,6 +20,7 @@ from pipeline.cycle.contents import (
     Contents,
     Drift,
     contents_file,
+    delivery_name,
     drift,
     read_contents,
     read_files,
@@ -28,7 +29,7 @@ from pipeline.ingest.declared import MANIFEST, Declared, read_declared
 from pipeline.ingest.places import Entry, Place, place_of
 from pipeline.ingest.sources import listing_digest
 from pipeline.ledger.database import Ledger
-from pipeline.ledger.dumps import Moved, add_source, discover, move, seal
+from pipeline.ledger.dumps import Moved, add_source, discover, forget, move, seal, unsealed
 from pipeline.ledger.tables import delivery, dump
 
 UNTRAINED = ("sealed", "verified", "curated")  # states in which a change of its files still matters to a dump
@@ -264,7 +265,11 @@ def _drifted(ledger: Ledger, one: _Delivery, sealed: dict[str, Contents], found:
 
 
 def _gone(ledger: Ledger, folder: Path, source: Source, there: set[str]) -> Iterator[Finding]:
-    """Dumps that were not trained on yet, and whose delivery is no more."""
+    """Deliveries that are no more: dumps that were not trained on yet drift, and what was never whole is forgotten."""
+    with ledger.writing() as connection:
+        for row in unsealed(connection):
+            if row.source_id == source.name and delivery_name(row.uri) not in there:
+                forget(connection, row.uri)
     rows = select(dump.c.dump_id, dump.c.state).where(dump.c.source_id == source.name, dump.c.state.in_(UNTRAINED))
     with ledger.reading() as connection:
         waiting = connection.execute(rows).all()

@@ -9,15 +9,16 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
 from pipeline.cycle.config import Cycle
-from pipeline.cycle.deliveries import Finding, look
+from pipeline.cycle.deliveries import look
+from pipeline.cycle.job import Ended, Job, Kind, Pass, Stage, Step
 from pipeline.cycle.lease import Keeper, Told, stoppable
 from pipeline.cycle.owner import is_dead, this_process
 from pipeline.ledger.database import Ledger, Unusable
@@ -41,86 +42,8 @@ from pipeline.ledger.work import (
 from pipeline.lock import locked
 from pipeline.train.fit import Stopped
 
-Tell = Callable[[str], None]
 _LOST = "another tick took over; nothing is published"
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A dump on its way, as a stage sees it."""
-
-    cycle: Cycle
-    ledger: Ledger
-    dump: Row
-    outputs: Mapping[str, str]  # of the stages that are done
-    tell: Tell
-
-    @property
-    def name(self) -> str:
-        """Of the folders of the dump."""
-        return f"{self.dump.admit_no:04d}-{self.dump.dump_id[:8]}"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What a stage has come to. Nothing of it counts before it is published."""
-
-    said: str
-    output: str = ""  # where it is; "": nothing came of it
-    state: str | None = None  # of the dump from then on; None: as it was
-    reason: str | None = None  # of the state
-    record: Callable[[Connection, str], None] = lambda connection, work_id: None  # more of the same transaction
-    facts: Mapping[str, Any] = field(default_factory=dict)  # for schedulers
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One of the steps that a dump goes through."""
-
-    name: str
-    due: tuple[str, ...]  # states of the dump in which it is, unless it is done
-    waits_for: tuple[str, ...]  # states of dumps that were admitted earlier: these come first
-    inputs: Callable[[Job], Any]  # plain data: all that changes the output. A ValueError is the configuration's fault
-    work: Callable[[Job, str], Ended]  # with the digest of the inputs
-
-
-Kind = Literal["done", "skipped", "held", "quarantined", "drifted", "failed", "error", "busy", "lost", "waits"]
-GRAVEST = ("error", "quarantined", "held", "done", "nothing")  # first
-EXIT = {"done": 0, "nothing": 10, "held": 20, "quarantined": 30, "error": 1}
-
-
-@dataclass(frozen=True)
-class Step:
-    """What became of one stage in a pass."""
-
-    kind: Kind
-    admit_no: int
-    dump_id: str
-    stage: str
-    said: str
-    seconds: float = 0.0
-    output: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Pass:
-    """What became of all of it."""
-
-    findings: list[Finding] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)  # of no dump
-
-    @property
-    def status(self) -> str:
-        """The gravest: error, quarantined (or drifted), held, done, nothing."""
-        status = {"failed": "error", "drifted": "quarantined", "skipped": "done", "late": "done", "sealed": "done",
-                  "known": "done", "changed": "done"}  # fmt: skip
-        kinds: list[str] = [one.kind for one in self.findings]
-        kinds += [one.kind for one in self.steps] + (["error"] if self.errors else [])
-        found = {status.get(kind, kind) for kind in kinds} | {"nothing"}
-        return next(one for one in GRAVEST if one in found)
 
 
 def run_pass(
@@ -128,7 +51,7 @@ def run_pass(
     ledger: Ledger,
     stages: Sequence[Stage],
     *,
-    tell: Tell = lambda line: None,
+    tell: Callable[[str], None] = lambda line: None,
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Pass:
     """Does all that is due now. `around` surrounds the work, if there is any: a connection to Ray.
@@ -147,7 +70,7 @@ class _Running:
     cycle: Cycle
     ledger: Ledger
     stages: Sequence[Stage]
-    tell: Tell
+    tell: Callable[[str], None]
     around: Callable[[], AbstractContextManager[Any]]
     stack: ExitStack
     owner: str = field(default_factory=this_process)
@@ -218,15 +141,20 @@ class _Running:
         return Job(self.cycle, self.ledger, row, outputs, self.tell), set(outputs)
 
     def _waits(self, connection: Connection, stage: Stage, row: Row) -> str | None:
-        """Which earlier dump comes first, if one does."""
+        """Which other dump comes first, if one does."""
         names = [source.name for source in self.cycle.sources]
         earlier = select(dump).where(dump.c.source_id.in_(names), dump.c.admit_no < row.admit_no)
         for one in connection.execute(earlier.order_by(dump.c.admit_no)):
             if one.state in stage.waits_for:
                 return f"dump {one.admit_no} comes first, which is {one.state}"
             harmful = one.state == "held" and not in_base(connection, one.dump_id)
-            if harmful and self.cycle.after_held == "wait" and "curated" in stage.waits_for:
+            if harmful and self.cycle.after_held == "wait" and stage.not_during:
                 return f'dump {one.admit_no} is held, and after_held = "wait": retry or skip it'
+        others = select(dump).where(
+            dump.c.source_id.in_(names), dump.c.dump_id != row.dump_id, dump.c.state.in_(stage.not_during)
+        )
+        if (other := connection.execute(others.limit(1)).first()) is not None:
+            return f"dump {other.admit_no} is under way, which is {other.state}"
         return None
 
     def _claim(self, job: Job, stage: Stage, digest: str) -> Lease | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from pipeline.cycle.engine import Ended, Job
+from pipeline.cycle.job import Ended, Job
 from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import RunEncoders
 from pipeline.evaluate.forgetting import forgetting, write_forgetting

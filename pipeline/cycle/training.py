@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cycle.config import Cycle
-from pipeline.cycle.engine import Ended, Job
+from pipeline.cycle.job import Ended, Job
 from pipeline.experiment import Experiment
 from pipeline.ingest.store import Store
 from pipeline.ledger.promotion import Named, resolve

@@ -52,6 +52,11 @@ def discover(connection: Connection, source_id: str | None, uri: str, listing: s
     return time - found if found is not None else 0.0
 
 
+def forget(connection: Connection, uri: str) -> None:
+    """Forgets a delivery that was never sealed, and is no more."""
+    connection.execute(delivery.delete().where(delivery.c.uri == uri, delivery.c.dump_id.is_(None)))
+
+
 def seal(
     connection: Connection,
     uri: str,

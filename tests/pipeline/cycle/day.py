@@ -17,9 +17,10 @@ from sqlalchemy import Connection, select
 
 from pipeline.cycle.config import Cycle
 from pipeline.cycle.contents import read_contents
-from pipeline.cycle.engine import EXIT, Ended, Job, Pass, Stage, run_pass
+from pipeline.cycle.engine import run_pass
+from pipeline.cycle.job import EXIT, Ended, Job, Pass, Stage
 from pipeline.cycle.lease import Told
-from pipeline.cycle.stages import UNDECIDED, UNREAD
+from pipeline.cycle.stages import MIDWAY, UNREAD
 from pipeline.ledger import promotion
 from pipeline.ledger.database import Ledger
 from pipeline.ledger.tables import checkpoint, dump, metadata, run, work
@@ -104,15 +105,18 @@ WORK: dict[str, Work] = {
 
 def stages(**other: Work) -> tuple[Stage, ...]:
     """The table; some of the work may be other."""
-    rows: list[tuple[str, tuple[str, ...], tuple[str, ...], Callable[[Job], Any]]] = [
-        ("curate", ("verified",), UNREAD, lambda job: sorted(_history(job))),
-        ("train", ("curated",), UNDECIDED, lambda job: [job.outputs["curate"][-8:], _alias_digest(job, "base")]),
-        ("cooldown", ("trained",), UNDECIDED, lambda job: _digest(job.outputs["train"])),
-        ("evaluate", ("trained",), UNDECIDED, lambda job: _digest(job.outputs["cooldown"])),
-        ("promote", ("evaluated",), UNDECIDED, lambda job: [_alias_digest(job, name) for name in ("champion", "base")]),
-        ("report", ("promoted", "held"), (), lambda job: job.outputs["promote"]),
-    ]
-    return tuple(Stage(name, due, waits, inputs, (WORK | other)[name]) for name, due, waits, inputs in rows)
+    nothing: tuple[str, ...] = ()
+    rows = [
+        ("curate", ("verified",), UNREAD, nothing, lambda job: sorted(_history(job))),
+        ("train", ("curated",), (*UNREAD, "curated"), MIDWAY,
+         lambda job: [job.outputs["curate"][-8:], _alias_digest(job, "base")]),
+        ("cooldown", ("trained",), nothing, nothing, lambda job: _digest(job.outputs["train"])),
+        ("evaluate", ("trained",), nothing, nothing, lambda job: _digest(job.outputs["cooldown"])),
+        ("promote", ("evaluated",), nothing, nothing,
+         lambda job: [_alias_digest(job, name) for name in ("champion", "base")]),
+        ("report", ("promoted", "held"), nothing, nothing, lambda job: job.outputs["promote"]),
+    ]  # fmt: skip
+    return tuple(Stage(name, *conditions, (WORK | other)[name]) for name, *conditions in rows)
 
 
 def score(path: str | Path) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from pipeline.cycle.engine import EXIT, Ended, Job
+from pipeline.cycle.job import EXIT, Ended, Job
 from pipeline.ledger.database import Ledger
 from pipeline.ledger.promotion import events, names
 from pipeline.ledger.tables import dump, work

@@ -17,7 +17,8 @@ from pipeline import curate as curation
 from pipeline import pretrain
 from pipeline.cycle.config import Cycle
 from pipeline.cycle.curating import _room
-from pipeline.cycle.engine import EXIT, Pass, run_pass
+from pipeline.cycle.engine import run_pass
+from pipeline.cycle.job import EXIT, Pass
 from pipeline.cycle.stages import stages_of
 from pipeline.evaluate import suite
 from pipeline.evaluate.forgetting import read_forgetting
