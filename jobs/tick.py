@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs.pretrain import Address, StepProgress
-from jobs.promote import AsJson, Where
+from jobs.promote import AsJson, Where, show_gate
 
 if TYPE_CHECKING:
     from pipeline.cycle.config import Cycle
@@ -40,11 +40,11 @@ def tick(
     from pipeline.cycle.job import EXIT
     from pipeline.cycle.lease import Told
 
-    if example or file is None:
-        if file is None and not example:
-            raise ValueError("name the FILE of a production cycle; `feral tick --example > production.toml` makes one")
+    if example:
         typer.echo((Path(__file__).parent / "production.toml").read_text(), nl=False)
         return
+    if file is None:
+        raise ValueError("name the FILE of a production cycle; `feral tick --example > production.toml` makes one")
 
     def say(line: str) -> None:
         typer.echo(line, err=as_json)
@@ -64,6 +64,7 @@ def tick(
     if as_json:
         typer.echo(json.dumps(_content(found, cycle, opened, closing, code), default=str))
     else:
+        _show_gates(found)
         colours = {"done": "green", "held": "yellow", "quarantined": "yellow", "error": "red"}
         typer.secho(f"{found.status}: {closing}", fg=colours.get(found.status))
     if code and not (exit_zero and code != EXIT["error"]):
@@ -132,6 +133,15 @@ def _pass(
     opened = Ledger.open(where or cycle.ledger, create=True)
     stages = stages_of(recipe, lambda steps: StepProgress(steps, to_stderr=to_stderr))
     return cycle, opened, run_pass(cycle, opened, stages, tell=say, around=lambda: connected(address, cpus=cpus))
+
+
+def _show_gates(found: "Pass") -> None:
+    """The tables of the gate that held something."""
+    from pipeline.gate import Check
+
+    for step in found.steps:
+        if step.kind == "held" and step.facts.get("gate"):
+            show_gate([Check(**row) for row in step.facts["gate"]])
 
 
 def _closing(found: "Pass", cycle: "Cycle", ledger: "Ledger") -> str:

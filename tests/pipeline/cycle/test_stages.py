@@ -20,6 +20,7 @@ from pipeline.cycle.curating import _room
 from pipeline.cycle.engine import run_pass
 from pipeline.cycle.job import EXIT, Pass
 from pipeline.cycle.stages import stages_of
+from pipeline.cycle.training import _images
 from pipeline.evaluate import suite
 from pipeline.evaluate.forgetting import read_forgetting
 from pipeline.experiment import Experiment
@@ -243,6 +244,18 @@ def test_a_source_over_its_quota_is_capped_and_told(production, monkeypatch):
 def test_the_room_in_a_quota(own, others, room):
     source = SimpleNamespace(name="a", quota=0.2)
     assert _room(source, {"a": own, "b": others}) == room  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "replay", "expected"),
+    [(384, None, 0.25, 384), (385, None, 0, 416), (None, 2, 0, 480), (None, 2, 0.25, 640), (1, None, 0, 32)],
+)
+def test_how_long_a_dump_is_trained_on(production, images, epochs, replay, expected):
+    """Whole batches of 32; an epoch is over the new images, 229 of which are a part of the batches."""
+    cycle = production.cycle.model_copy(update={"images_per_dump": images, "epochs_per_dump": epochs})
+    store = named_store(production.output(production.dumps()["1-first"], "curate"))
+    assert store.count("train") == 229
+    assert _images(cycle, tiny_experiment(store.path), store, replay) == expected
 
 
 def test_a_file_that_changes_while_it_is_read_makes_the_dump_drift(production, monkeypatch):

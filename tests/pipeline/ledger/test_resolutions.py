@@ -40,6 +40,19 @@ def test_a_retried_dump_goes_on_where_it_stopped_and_training_that_was_done_coun
     assert sorted((tmp_path / "production" / "runs").iterdir()) == runs  # by the same inputs, in the same place
 
 
+def test_a_retried_dump_waits_for_what_is_under_way_and_goes_on_from_that(waiting, tmp_path):
+    """Else one of the two would be lost to the base."""
+    deliver(tmp_path / "incoming" / "e", "e1")
+    one_pass(cycle_of(tmp_path), waiting.shown, stages()[:2])  # as if another tick were at its cooldown
+    decide(waiting, retry, "2")
+    found = one_pass(cycle_of(tmp_path), waiting.shown, stages(promote=approving))
+    assert [(step.kind, step.said) for step in found.steps if step.admit_no == 2] == [
+        ("waits", "dump 5 is under way, which is trained")
+    ]
+    assert states(waiting)[4] == "promoted"
+    decide(waiting, skip, "2")
+
+
 def approving(job, digest):
     return day.Ended("by a person", state="promoted", reason="by a person")
 
