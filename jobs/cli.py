@@ -18,12 +18,14 @@ from jobs import (
     pretrain,
     promote,
     recipe_list,
+    resolve,
     running,
     schedule,
     select,
     study,
     submit,
     sweep,
+    tick,
     verify,
 )
 from pipeline.redaction import without_secrets
@@ -53,7 +55,11 @@ app.command("search")(embed.search)
 app.command("export")(export.export)
 app.command("promote")(promote.promote)
 app.command("rollback")(promote.rollback)
+ledger.app.command("retry")(resolve.retry)
+ledger.app.command("skip")(resolve.skip)
 app.add_typer(ledger.app, name="ledger")
+app.command("tick")(tick.tick)
+app.command("watch")(tick.watch)
 app.command("demo")(demo.demo)
 app.command("recipes")(recipe_list.recipes)
 app.command("studies")(study.studies)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,7 @@ def overview(context: typer.Context, ledger: Where = None, as_json: AsJson = Fal
     with opened.reading() as connection:
         found = look(connection)
     if as_json:
-        _print_json({part: [dict(row._mapping) for row in rows] for part, rows in found.items()})
+        _print_json({part: [_plain(row) for row in rows] for part, rows in found.items()})
         return
     typer.echo(opened.shown)
     _table("names", found["names"], lambda row: {
@@ -57,6 +58,12 @@ def overview(context: typer.Context, ledger: Where = None, as_json: AsJson = Fal
         "owner": row.owner or "", "attempt": row.attempt, "lease until": _when(row.expires_at),
         "said": row.output or "",
     })  # fmt: skip
+    if found["deliveries"]:
+        _table("deliveries that are not whole yet", found["deliveries"], lambda row: {
+            "source": row.source_id or "", "where": row.uri, "unchanged since": _when(row.stable_since),
+        })  # fmt: skip
+    for row in found["gaps"]:
+        typer.secho(f"source {row.source_id}: missing up to {row.last}: {_ranges(row.missing)}", fg="yellow")
 
 
 @app.command()
@@ -167,22 +174,29 @@ def events(
     ledger: Where = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every promotion, hold and rollback: who, when, why, and what the gate found.
+    """Every promotion, hold and rollback: who, when, why, and what the gate found; and what persons decided of dumps.
 
     Example: feral ledger events --last 5
     """
     from pipeline.ledger.database import Ledger
     from pipeline.ledger.promotion import events as look
+    from pipeline.ledger.resolutions import resolutions
 
     with Ledger.open(ledger or context.obj).reading() as connection:
         found = look(connection, name, last)
+        decided = resolutions(connection, last) if name is None else []
     if as_json:
-        _print_json([dict(row._mapping) for row in found])
+        _print_json([dict(row._mapping) for row in sorted([*found, *decided], key=lambda row: row.at)])
         return
     _table("events", found, lambda row: {
         "when": _when(row.at), "name": row.name, "action": row.action, "checkpoint": row.checkpoint[:SHORT],
         "before": (row.before or "")[:SHORT], "by": row.actor, "reason": row.reason,
     })  # fmt: skip
+    if decided:
+        _table("decided of dumps", decided, lambda row: {
+            "when": _when(row.at), "dump": f"{row.admit_no} ({row.dump_id[:SHORT]})", "action": row.action,
+            "it was": row.before, "by": row.actor, "reason": row.reason,
+        })  # fmt: skip
 
 
 def _named(trained: "Trained") -> str:
@@ -231,6 +245,22 @@ def _table(title: str, rows: "Iterable[Row]", cells: Any) -> None:
     for line in lines:
         table.add_row(*(Text(str(cell)) for cell in line.values()))
     Console(width=max(Console().width, 140)).print(table)
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    return asdict(row) if is_dataclass(row) and not isinstance(row, type) else dict(row._mapping)
+
+
+def _ranges(numbers: Sequence[int], most: int = 8) -> str:
+    """As in: 3, 5 to 9, 12."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    shown = [f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def _when(seconds: float | None) -> str:

@@ -1,9 +1,7 @@
 """`feral pretrain`: a recipe and a store become an evaluated encoder, in one run directory."""
 
 import json
-import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +12,6 @@ from pipeline.redaction import typed_command
 if TYPE_CHECKING:
     from pipeline.evaluate.protocol import Evaluation
     from pipeline.experiment import Experiment
-    from pipeline.ingest.store import Store
     from pipeline.run import Run
 
 Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else this machine")]
@@ -75,69 +72,16 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
         ValueError: the experiment does not fit its data, or another command works on the run.
         typer.Exit: training failed (1), or was told to stop by a signal (128 + its number); the state is saved.
     """
-    from pipeline.lock import locked
-    from pipeline.run import Run
-    from pipeline.stream.batches import check_files
-    from pipeline.train.record import append_event
+    from pipeline.pretrain import plan_line, prepared, working_on
+    from pipeline.train.fit import Stopped, TrainingFailed
 
-    if not experiment.data.store:
-        raise ValueError("data.store is not set: make one with `feral curate SOURCE --to STORE`, then data.store=STORE")
-    store, here = experiment.data.open(), Run(path.absolute())
-    experiment = here.start_of(experiment).fitted(store)
-    starts = experiment.training.start_from or experiment.training.continue_from
-    experiment.check(store, begun=bool(starts) and here.newest_checkpoint() is not None)
-    stores = experiment.open_stores()
-    for one in stores:
-        check_files(one)
-    with locked(path.absolute(), "the run"):
-        run = Run.prepare(path, experiment, typed_command())
-        append_event(run.path, "command", pid=os.getpid())
-        typer.echo(f"run {run.path}")
-        typer.echo(_plan_line(experiment, stores))
-        code = 1
-        try:
-            _finish(experiment, run, address)
-            code = 0
-        except typer.Exit as leave:
-            code = leave.exit_code
-            raise
-        finally:
-            append_event(run.path, "end", code=code)
-    return run
-
-
-def _finish(experiment: "Experiment", run: "Run", address: str | None) -> None:
-    from pipeline.cluster import connected
-    from pipeline.report.run_report import write_report
-    from pipeline.train.goodput import goodput, goodput_line
-    from pipeline.train.record import read_all_metrics, read_events
-
-    checkpoint = run.newest_checkpoint()
-    done = checkpoint.step if checkpoint else 0
-    judged = run.evaluation
-    if done >= experiment.total_steps and judged is not None and judged.step == done:
-        typer.echo(f"finished already, at step {done}; a longer run: training.images_seen=…")
-    else:
-        if done:
-            typer.echo(f"resuming after step {done}")
-        with connected(address, cpus=experiment.cluster.cpus):
-            _train_and_judge(experiment, run)
-    if not run.report_file.exists():
-        write_report(run)
-    print_scores(run.evaluation)
-    typer.echo(goodput_line(goodput(read_events(run.path), read_all_metrics(run.path))))
-    typer.echo(f"report {run.report_file}")
-
-
-def _train_and_judge(experiment: "Experiment", run: "Run") -> None:
-    from pipeline.evaluate.suite import evaluate
-    from pipeline.train.fit import Stopped, TrainingFailed, fit
-    from pipeline.train.inputs import write_inputs
-    from pipeline.train.record import append_event
-
+    experiment = prepared(experiment, path)
     try:
-        with StepProgress(experiment.total_steps) as progress:
-            fit(experiment, run, progress.show, progress.tell)
+        with working_on(experiment, path, typed_command()) as run:
+            typer.echo(f"run {run.path}")
+            typer.echo(plan_line(experiment, experiment.open_stores()))
+            _train_and_judge(run, address)
+            _report(run)
     except TrainingFailed as failure:
         typer.secho(f"training failed: {failure}", fg="red", err=True)
         typer.echo(f"the workers' logs are below {run.path / 'ray'}; the same command resumes", err=True)
@@ -145,48 +89,46 @@ def _train_and_judge(experiment: "Experiment", run: "Run") -> None:
     except Stopped as stopped:
         typer.echo(str(stopped))
         raise typer.Exit(128 + stopped.signal) from None
-    fed = write_inputs(run)
-    if len(fed.stores) > 1:
-        typer.echo(f"images seen: {fed.line}")
-    began = time.perf_counter()
-    append_event(run.path, "evaluate")
-    evaluate(run, on_stage=lambda name: typer.echo(f"evaluating: {name}"))
-    append_event(run.path, "evaluated")
-    typer.echo(f"evaluated in {time.perf_counter() - began:.0f} s")
-    run.report_file.unlink(missing_ok=True)  # of an earlier state
+    return run
 
 
-def _plan_line(experiment: "Experiment", stores: "Sequence[Store]") -> str:
-    from pipeline.train.inputs import planned_samples, shown
-    from ssl_models.optimizers import scaled_learning_rate
+def _train_and_judge(run: "Run", address: str | None) -> None:
+    from pipeline.cluster import connected
+    from pipeline.pretrain import is_judged, judge, train
 
-    training, batch = experiment.training, experiment.data.batch_size
-    sizes = [len(experiment.training_samples(store)[0]) for store in stores]
-    planned = planned_samples(experiment, stores)
-    names = [f" of {shown(str(store.path), store.selection)}" if len(stores) > 1 else "" for store in stores]
-    passes = [
-        f"{count / size:.1f} passes over {size} images{name}"
-        for count, size, name in zip(planned, sizes, names, strict=True)
-    ]
-    begins = f" {'down' if training.cooldown else 'on'} from step {training.continue_step}"
-    return (
-        f"{experiment.objective.name} with {experiment.encoder.name} at {experiment.encoder.image_size} px: "
-        f"{training.images_seen // batch} steps of {batch} images"
-        f"{begins if training.continue_from else ''}, {', '.join(passes)}; learning rate "
-        f"{scaled_learning_rate(experiment.optimizer, batch):.3g}; "
-        f"{experiment.cluster.workers} worker(s), {training.precision}"
-    )
+    checkpoint = run.newest_checkpoint()
+    if is_judged(run):
+        assert checkpoint is not None
+        typer.echo(f"finished already, at step {checkpoint.step}; a longer run: training.images_seen=…")
+        return
+    if checkpoint:
+        typer.echo(f"resuming after step {checkpoint.step}")
+    with connected(address, cpus=run.experiment.cluster.cpus):
+        train(run, StepProgress, typer.echo)
+        judge(run, typer.echo)
+
+
+def _report(run: "Run") -> None:
+    from pipeline.report.run_report import write_report
+    from pipeline.train.goodput import goodput, goodput_line
+    from pipeline.train.record import read_all_metrics, read_events
+
+    if not run.report_file.exists():
+        write_report(run)
+    print_scores(run.evaluation)
+    typer.echo(goodput_line(goodput(read_events(run.path), read_all_metrics(run.path))))
+    typer.echo(f"report {run.report_file}")
 
 
 class StepProgress:
     """The state of training on one line: alive on a terminal, a line every ten seconds elsewhere."""
 
-    def __init__(self, total_steps: int, seconds_between_lines: float = 10) -> None:
+    def __init__(self, total_steps: int, seconds_between_lines: float = 10, *, to_stderr: bool = False) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self.total_steps, self.between = total_steps, seconds_between_lines
-        console = Console()
+        self.total_steps, self.between, self.to_stderr = total_steps, seconds_between_lines, to_stderr
+        console = Console(stderr=to_stderr)
         self.live = Live("starting workers …", console=console, refresh_per_second=4) if console.is_terminal else None
         self.shown = 0.0
 
@@ -204,7 +146,7 @@ class StepProgress:
         if self.live:
             self.live.console.print(line, markup=False)
         else:
-            typer.echo(line)
+            typer.echo(line, err=self.to_stderr)
 
     def show(self, row: dict[str, Any]) -> None:
         line = progress_line(row, self.total_steps)
@@ -212,7 +154,7 @@ class StepProgress:
             self.live.update(line)
         elif row["step"] == self.total_steps or time.monotonic() - self.shown >= self.between:
             self.shown = time.monotonic()
-            typer.echo(line)
+            typer.echo(line, err=self.to_stderr)
 
 
 def progress_line(row: dict[str, Any], total_steps: int) -> str:

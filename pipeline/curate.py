@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -58,6 +58,14 @@ DECODER = {"pillow": pillow_version, "libjpeg": features.version("libjpeg_turbo"
 CLEAN = PRESETS["clean"][0]
 
 
+class NothingKept(ValueError):
+    """Every sample of a source was refused; `refused` counts them by reason."""
+
+    def __init__(self, said: str, refused: dict[str, int]) -> None:
+        super().__init__(said)
+        self.refused = refused
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a curation is."""
@@ -83,6 +91,7 @@ def curate(
     inputs: Inputs | None = None,
     on_progress: Tell | None = None,
     overwrite: bool = False,
+    only: Collection[str] | None = None,
     address: str | None = None,
 ) -> Manifest:
     """Curates `source` (a folder, file or URI) into a sealed store at `store`.
@@ -91,8 +100,13 @@ def curate(
     would make again is left alone. Uses the Ray that is connected, else joins the one at `address` or starts one; on
     several machines, all must see the store, and a local source, at the same path.
 
+    Args:
+        only: paths in the source; all others are as if they were not there.
+
     Raises:
-        ValueError: no source, nothing in it that can be kept, or `store` holds something else.
+        NoSamples: nothing in the source could be a sample.
+        NothingKept: nothing in it can be kept.
+        ValueError: no source, or `store` holds something else.
     """
     refuse_unsafe_settings()
     tell, inputs = on_progress or (lambda progress: None), inputs or Inputs()
@@ -100,7 +114,7 @@ def curate(
     with stages("list"):
         plan = list_source(
             source, config.samples_per_shard, image_column=config.image_column, caption_column=config.caption_column,
-            compressed=config.compressed, in_place=config.in_place,
+            compressed=config.compressed, in_place=config.in_place, only=only,
         )  # fmt: skip
         _check_apart(source, store)
     if len(plan.units) > MAX_UNITS:
@@ -307,7 +321,7 @@ def _check_not_empty(source: str, store: Path, indexed: Indexed, selection: Sele
         return
     reasons = dict(indexed.refused + Counter(selection.dropped))
     way = "another --policy may keep some" if indexed.admitted else f"{store / REFUSED} lists every file"
-    raise ValueError(f"nothing in {source} could be kept; refused: {reasons}; {way}")
+    raise NothingKept(f"nothing in {source} could be kept; refused: {reasons}; {way}", reasons)
 
 
 def _manifest(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sqlalchemy import Connection
+
 from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import RunEncoders
 from pipeline.evaluate.protocol import EvaluationConfig
@@ -60,32 +62,80 @@ def promote(
     """
     if force and not reason.strip():
         raise ValueError("--force promotes against the gate: say why, with --reason")
-    candidate, by = RunEncoders.of(run), by or actor()
-    digest = candidate.checkpoint.digest
+    weighed = weigh(ledger, run, name=name, stores=stores, tolerance=tolerance, tell=tell)
+    if weighed.gate is None:
+        return Promotion("unchanged", name, run.path, weighed.digest, weighed.before, None, f"it is {name} already")
+    with ledger.writing() as connection:
+        return settle(connection, weighed, reason=reason, force=force, by=by)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A candidate that was compared with what the name stands for; nothing is decided yet."""
+
+    name: str
+    run: Run
+    candidate: RunEncoders
+    judged: tuple[Judged, ...]  # the candidate, on each store
+    before: str | None  # digest of the champion that it was compared with
+    gate: Gate | None  # None: it is the champion
+
+    @property
+    def digest(self) -> str:
+        return self.candidate.checkpoint.digest
+
+
+def weigh(
+    ledger: Ledger,
+    run: Run,
+    *,
+    name: str = promotion.CHAMPION,
+    stores: Sequence[Store] = (),
+    tolerance: float = TOLERANCE,
+    folder: Path | None = None,
+    config: EvaluationConfig | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Weighed:
+    """The first half of `promote`, which changes nothing.
+
+    Args:
+        folder: of the evaluations on `stores`; default: in the run.
+        config: of these.
+    """
+    candidate = RunEncoders.of(run)
     with ledger.reading() as connection:
         before = promotion.current(connection, name)
-    if before == digest:
-        return Promotion("unchanged", name, run.path, digest, before, None, f"it is {name} already")
-    mine, theirs = _judge(candidate, _champion(ledger, name) if before else None, stores, tell)
+    if before == candidate.checkpoint.digest:
+        return Weighed(name, run, candidate, (), before, None)
+    folder, config = folder or candidate.directory / EVALUATIONS, config or EvaluationConfig()
+    mine, theirs = _judge(candidate, _champion(ledger, name) if before else None, stores, folder, config, tell)
     found = gate(mine, theirs, unfinished=_unfinished(candidate), tolerance=tolerance)
+    return Weighed(name, run, candidate, tuple(mine), before, found)
+
+
+def settle(
+    connection: Connection, weighed: Weighed, *, reason: str = "", force: bool = False, by: str | None = None
+) -> Promotion:
+    """The second half of `promote`, in a transaction of the ledger: records, and moves the name or holds."""
+    found, run, name, digest, by = weighed.gate, weighed.run, weighed.name, weighed.digest, by or actor()
+    assert found is not None
     action: Literal["promoted", "forced", "held"] = "promoted" if found.passed else "forced" if force else "held"
     why = (reason.strip() if action != "held" else "") or found.reason
-    with ledger.writing() as connection:
-        records.record_run(connection, run)
-        records.record_checkpoint(connection, run, candidate.checkpoint)
-        for one in mine:
-            if one.evaluation is not None and one.file is not None:
-                complete = "complete" not in found.held_for
-                records.record_evaluation(connection, digest, one.evaluation, one.file, complete=complete)
-        if action == "held":
-            promotion.hold(connection, name, digest, actor=by, reason=why, gate=found.rows())
-        else:
-            keep(candidate.checkpoint.path)
-            promotion.promote(
-                connection, name, digest, expected=before, actor=by, reason=why, gate=found.rows(),
-                forced=action == "forced",
-            )  # fmt: skip
-    return Promotion(action, name, run.path, digest, before, found, why)
+    records.record_run(connection, run)
+    records.record_checkpoint(connection, run, weighed.candidate.checkpoint)
+    for one in weighed.judged:
+        if one.evaluation is not None and one.file is not None:
+            complete = "complete" not in found.held_for
+            records.record_evaluation(connection, digest, one.evaluation, one.file, complete=complete)
+    if action == "held":
+        promotion.hold(connection, name, digest, actor=by, reason=why, gate=found.rows())
+    else:
+        keep(weighed.candidate.checkpoint.path)
+        promotion.promote(
+            connection, name, digest, expected=weighed.before, actor=by, reason=why, gate=found.rows(),
+            forced=action == "forced",
+        )  # fmt: skip
+    return Promotion(action, name, run.path, digest, weighed.before, found, why)
 
 
 def _champion(ledger: Ledger, name: str) -> RunEncoders | str:
@@ -101,12 +151,16 @@ def _champion(ledger: Ledger, name: str) -> RunEncoders | str:
 
 
 def _judge(
-    candidate: RunEncoders, champion: RunEncoders | str | None, stores: Sequence[Store], tell: Callable[[str], None]
+    candidate: RunEncoders,
+    champion: RunEncoders | str | None,
+    stores: Sequence[Store],
+    folder: Path,
+    config: EvaluationConfig,
+    tell: Callable[[str], None],
 ) -> tuple[list[Judged], list[Judged] | None]:
     """Candidate and champion as they were judged on each store; without stores, each as its run was."""
     encoders = [one for one in (candidate, champion) if isinstance(one, RunEncoders)]
     if stores:
-        folder, config = candidate.directory / EVALUATIONS, EvaluationConfig()
         files = judge_all(encoders, stores, folder, config, Embedding(candidate.experiment.cluster), tell)
         parts = [[one.file for one in files[place :: len(encoders)]] for place in range(len(encoders))]
     else:

@@ -54,7 +54,7 @@ def judge_all(
     for on, store in zip(names[1], [*stores, None], strict=False):
         for one, name in zip(encoders, names[0], strict=True):
             kept = replace(embedding, cache=folder / "embeddings" / _slug(name))
-            file = folder / f"{_slug(name)}--{_slug(on)}.json"
+            file = judged_file(folder, name, on)
             if store is None:
                 masks = pictures[one.sees.image_size]
                 evaluation = _read(file, one.digest, masks.digest)
@@ -69,6 +69,11 @@ def judge_all(
                 tell(f"{name} on {on}: judged before")
             found.append(Judged(name, on, file, evaluation))
     return found
+
+
+def judged_file(folder: Path, encoder: str, data: str) -> Path:
+    """Where `judge_all` writes how an encoder was judged, and looks before it judges."""
+    return folder / f"{_slug(encoder)}--{_slug(data)}.json"
 
 
 def _on_store(

@@ -82,6 +82,25 @@ class Place:
             return _walk(self.folder, f"{folder}/" if folder else "", recursive)
         return self._listed(folder, recursive)
 
+    def children(self) -> list[Entry]:
+        """What lies directly in the folder and is not hidden, by name; the path of a folder ends with a slash, and its
+        size and time say nothing.
+
+        Raises:
+            ValueError: the storage cannot be listed.
+        """
+        files = list(self.entries(recursive=False))
+        if self.is_local:
+            names = [name for name, about in _scanned(self.folder, "") if stat.S_ISDIR(about.st_mode)]
+        else:
+            try:
+                infos = self.files.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
+            except (OSError, pa.ArrowException) as error:
+                raise unusable(self.shown, error) from None
+            names = [info.base_name for info in infos if info.type == fs.FileType.Directory]
+        folders = [Entry(f"{name}/", 0, 0) for name in names if not name.startswith(".")]
+        return sorted([*files, *folders], key=lambda entry: entry.path)
+
     def entry(self, path: str) -> Entry:
         """One file of the folder.
 

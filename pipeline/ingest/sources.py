@@ -5,7 +5,7 @@ gives the same units in the same order, everywhere.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os.path import basename, splitext
@@ -24,6 +24,10 @@ from pipeline.ingest.units import File, Unit, read
 __all__ = ["File", "Plan", "Unit", "list_source", "read"]
 HOLDERS = ("images", "image", "imgs", "img")  # folders that hold images of all kinds: no class
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
+
+
+class NoSamples(ValueError):
+    """Nothing in a source could be a sample."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,15 @@ def list_source(
     caption_column: str | None = None,
     compressed: bool = False,
     in_place: bool = False,
+    only: Collection[str] | None = None,
 ) -> Plan:
     """Recognises `source` (a folder, one .tar or .parquet file, or a list; a path or a URI) and lists its units.
 
+    Args:
+        only: paths in the folder; all others are as if they were not there.
+
     Raises:
+        NoSamples: see below.
         ValueError: nothing there, nothing in it that could be a sample, storage that cannot be used, Parquet without
             a column of images, a list or manifest that leads out of the source, or `in_place` for what has no bytes
             that an index could refer to.
@@ -59,6 +68,8 @@ def list_source(
         if name.endswith(LISTS):
             return _plan_of_list(place, name, samples_per_shard)
         entries = _single(place, name, compressed) if name else sorted(place.entries(), key=lambda entry: entry.path)
+        if only is not None:
+            entries = [entry for entry in entries if entry.path in only]
         names = {entry.path for entry in entries if entry.problem is None}
         tars = [path for path in sorted(names) if path.endswith(TARS if compressed else ".tar")]
         tables = _tables(place, names, image_column, caption_column)
@@ -80,26 +91,31 @@ def list_source(
     except ConnectionError as error:
         raise ValueError(f"{place.shown} cannot be listed: {error}. Try again, or check the network") from None
     if not units:
-        raise ValueError(f"{place.shown} holds no image, .tar or .parquet file: give the folder that holds them")
+        raise NoSamples(f"{place.shown} holds no image, .tar or .parquet file: give the folder that holds them")
     return _plan(place, units, entries, class_names, [*declared.damaged, *notes.damaged])
 
 
 def _plan(
     place: Place, units: list[Unit], entries: Iterable[Entry], class_names: dict[str, str], damaged: list[Damage]
 ) -> Plan:
-    listing = hashlib.sha256()
-    for entry in entries:
-        listing.update(f"{entry.path}\0{entry.size}\0{entry.modified}\0".encode())
     counts = [unit.declared for unit in units] + [damage.lost for damage in damaged]
     known = [count for count in counts if count is not None]
     return Plan(
         root=place,
         units=[unit.model_copy(update={"number": number}) for number, unit in enumerate(units)],
-        listing=listing.hexdigest(),
+        listing=listing_digest(entries),
         class_names=class_names,
         damaged=damaged,
         declared=sum(known) if len(known) == len(counts) else None,
     )
+
+
+def listing_digest(entries: Iterable[Entry]) -> str:
+    """sha256 of paths, sizes and times of change, in their order."""
+    listing = hashlib.sha256()
+    for entry in entries:
+        listing.update(f"{entry.path}\0{entry.size}\0{entry.modified}\0".encode())
+    return listing.hexdigest()
 
 
 def _plan_of_list(place: Place, name: str, samples_per_shard: int) -> Plan:

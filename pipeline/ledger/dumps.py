@@ -53,6 +53,11 @@ def discover(connection: Connection, source_id: str | None, uri: str, listing: s
     return time - found if found is not None else 0.0
 
 
+def forget(connection: Connection, uri: str) -> None:
+    """Forgets a delivery that was never sealed, and is no more."""
+    connection.execute(delivery.delete().where(delivery.c.uri == uri, delivery.c.dump_id.is_(None)))
+
+
 def seal(
     connection: Connection,
     uri: str,
@@ -70,7 +75,7 @@ def seal(
         dump_id: digest of the content.
         size: bytes of all files.
         seq: the dump's number in its source, where its name tells one; default: the next.
-        parent_id: the dump that these files came too late for.
+        parent_id: the dump that these files came too late for; such a dump has no number.
 
     Raises:
         ValueError: no such delivery, or another dump of the source has this `seq`.
@@ -81,7 +86,7 @@ def seal(
         raise ValueError(f"{uri} was not discovered with this listing: it changed meanwhile, or is not known yet")
     known = connection.execute(select(dump.c.admit_no).where(dump.c.dump_id == dump_id)).scalar()
     if known is None:
-        seq = _free_seq(connection, found.source_id, seq)
+        seq = None if parent_id else _free_seq(connection, found.source_id, seq)
         connection.execute(
             dump.insert().values(
                 dump_id=dump_id,

@@ -1,12 +1,16 @@
 """What there is, for a person or a scheduler that looks."""
 
-from sqlalchemy import Connection, Row, func, select
+from dataclasses import dataclass
+from typing import Any
 
+from sqlalchemy import Connection, func, select
+
+from pipeline.ledger.dumps import gaps, unsealed
 from pipeline.ledger.tables import alias, checkpoint, delivery, dump, event, run, work
 
 
-def overview(connection: Connection) -> dict[str, list[Row]]:
-    """Rows of names, runs, dumps, and of the work that is not done."""
+def overview(connection: Connection) -> dict[str, list[Any]]:
+    """Rows of names, runs, dumps, of the work that is not done, and of deliveries that are not whole yet; gaps."""
     last = (
         select(event.c.name, func.max(event.c.event_id).label("event_id"))
         .where(event.c.action != "held")
@@ -38,8 +42,27 @@ def overview(connection: Connection) -> dict[str, list[Row]]:
     undone = (
         select(work, dump.c.admit_no)
         .join(dump, dump.c.dump_id == work.c.dump_id)
-        .where(work.c.state != "done")
+        .where(work.c.state != "done", work.c.output.is_distinct_from("superseded"))
         .order_by(dump.c.admit_no, work.c.stage)
     )
     parts = {"names": names, "runs": runs, "dumps": dumps, "work": undone}
-    return {part: list(connection.execute(rows).all()) for part, rows in parts.items()}
+    found: dict[str, list[Any]] = {part: list(connection.execute(rows).all()) for part, rows in parts.items()}
+    return found | {"deliveries": unsealed(connection), "gaps": _gaps(connection)}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Numbers of a source's deliveries that are missing below the last that came."""
+
+    source_id: str
+    last: int
+    missing: list[int]
+
+
+def _gaps(connection: Connection) -> list[Gap]:
+    last = select(dump.c.source_id, func.max(dump.c.seq)).where(dump.c.seq.is_not(None)).group_by(dump.c.source_id)
+    found = [
+        Gap(source_id, highest, gaps(connection, source_id)[1])
+        for source_id, highest in connection.execute(last.order_by(dump.c.source_id))
+    ]
+    return [one for one in found if one.missing]

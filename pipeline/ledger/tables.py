@@ -2,7 +2,7 @@
 
 A *delivery* is a listing of files at a place; sealed, it is a *dump*, named by its content. *Work* turns dumps into
 *selections* of a sealed store, these into *runs*, whose *checkpoints* are *evaluated*. An *alias* ("champion") names a
-checkpoint, and an *event* tells every time that one was moved, or was not.
+checkpoint, and an *event* tells every time that one was moved, or was not. A *resolution* is a person's, of a dump.
 
 Times are Unix seconds. Digests are sha256 (hex). Counts are of samples.
 """
@@ -29,6 +29,7 @@ DUMP_STATES = ("sealed", "verified", "curated", "trained", "evaluated", "promote
 WORK_STATES = ("waiting", "ready", "running", "done", "failed")
 ACTIONS = ("promoted", "forced", "held", "rolled back")  # of an event
 ROLES = ("new", "replay")  # of a selection in a run
+RESOLUTIONS = ("retried", "skipped")  # what a person decides of a dump
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
@@ -184,5 +185,20 @@ event = Table(
     Column("gate", JSON),  # the rows of its table
     Index(None, "name"),
     _one_of("action", ACTIONS),
+    CheckConstraint("length(reason) > 0", name="reason"),
+)
+
+resolution = Table(
+    "resolution",
+    metadata,
+    Column("resolution_id", Integer, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("dump_id", ForeignKey("dump.dump_id"), nullable=False),
+    Column("action", Text, nullable=False),
+    Column("before", Text, nullable=False),  # state of the dump
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Index(None, "dump_id"),
+    _one_of("action", RESOLUTIONS),
     CheckConstraint("length(reason) > 0", name="reason"),
 )

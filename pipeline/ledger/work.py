@@ -6,6 +6,7 @@ unit's fence; whoever holds an older one is stale, however alive: heartbeat and 
 """
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, and_, or_, select
@@ -128,6 +129,35 @@ def give_up(connection: Connection, lease: Lease, why: str, max_attempts: int = 
     if lease.attempt >= max_attempts:
         unit = connection.execute(select(work).where(work.c.work_id == lease.work_id)).one()
         _fail(connection, unit.work_id, unit.dump_id, f"{unit.stage} failed {unit.attempt} times; last: {why}")
+
+
+def let_go(connection: Connection, lease: Lease) -> None:
+    """Gives a unit back that was told to stop: no attempt was made.
+
+    Raises:
+        LeaseLost: another took over.
+    """
+    _change(connection, lease, state="ready", owner=None, expires_at=None, attempt=work.c.attempt - 1)
+
+
+def end_leases(connection: Connection, owners: Collection[str]) -> None:
+    """Lets the units of owners that are known to be dead be claimed at once, instead of when their leases run out."""
+    held = (work.c.state == "running") & work.c.owner.in_(owners)
+    connection.execute(work.update().where(held).values(expires_at=0.0))
+
+
+def supersede(connection: Connection, work_id: str) -> None:
+    """Ends the other units of the same dump and stage that nobody is at: their configuration is not asked for now."""
+    one = select(work.c.dump_id, work.c.stage).where(work.c.work_id == work_id).subquery()
+    others = (
+        (work.c.dump_id == select(one.c.dump_id).scalar_subquery())
+        & (work.c.stage == select(one.c.stage).scalar_subquery())
+        & (work.c.work_id != work_id)
+        & or_(work.c.state == "waiting", _free(now(connection)))
+    )
+    connection.execute(
+        work.update().where(others).values(state="failed", output="superseded", owner=None, expires_at=None)
+    )
 
 
 def _free(time: float):

@@ -91,7 +91,7 @@ class DataConfig(Config):
 
     def open_all(self) -> tuple[Store, ...]:
         """The older stores, oldest first, and the store, each through its selection."""
-        return *(_named_store(name) for name in self.replay), self.open()
+        return *(named_store(name) for name in self.replay), self.open()
 
     def found_digests(self) -> tuple[str, ...]:
         """What `digests` would be now."""
@@ -103,7 +103,8 @@ def store_names(value: Any) -> Any:
     return [name.strip() for name in value.strip("[]").split(",")] if isinstance(value, str) else value
 
 
-def _named_store(name: str) -> Store:
+def named_store(name: str) -> Store:
+    """A store by its path, or through one of its selections: STORE@NAME."""
     path, at, selection = name.rpartition("@")
     if at and not Path(name, MANIFEST).exists():  # else the folder's own name has an @
         return Store(path, selection)

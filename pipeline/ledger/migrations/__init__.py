@@ -5,7 +5,7 @@ To change the schema: change `tables.py`, add `versions/0002_….py` and raise `
 
 from sqlalchemy import Connection, inspect, text
 
-HEAD = "0001"  # the newest of versions/; revisions are numbers, so that older and newer can be told
+HEAD = "0002"  # the newest of versions/; revisions are numbers, so that older and newer can be told
 VERSION = "feral_ledger_version"  # the table that holds it; the database may hold those of others
 
 

@@ -55,7 +55,7 @@ def test_the_stored_ledger_of_the_first_version_opens(tmp_path):
     with Ledger.open(str(path)).reading() as connection:
         assert revision(connection) == HEAD
         for table in metadata.sorted_tables:
-            assert connection.execute(table.select()).all(), table.name
+            assert connection.execute(table.select()).all() or table.name == "resolution", table.name  # 0002 adds it
 
 
 def test_a_ledger_of_a_newer_version_is_left_alone(ledger, where):

@@ -1,0 +1,293 @@
+"""What lies in the watched places: sealed deliveries become dumps; what is not whole yet is not read.
+
+A delivery is sealed once. A file that is added later makes another dump, of the added files alone; one that changed or
+is missing makes the dump *drifted*, as long as it was not trained on: nothing is trained on it then.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import Connection, select
+
+from pipeline.cycle.config import Source
+from pipeline.cycle.contents import (
+    MARKERS,
+    SUCCESS,
+    Contents,
+    Drift,
+    contents_file,
+    delivery_name,
+    drift,
+    read_contents,
+    read_files,
+)
+from pipeline.ingest.declared import MANIFEST, Declared, read_declared
+from pipeline.ingest.places import Entry, Place, place_of
+from pipeline.ingest.sources import listing_digest
+from pipeline.ledger.database import Ledger
+from pipeline.ledger.dumps import Moved, add_source, discover, forget, move, seal, unsealed
+from pipeline.ledger.tables import delivery, dump
+
+UNTRAINED = ("sealed", "verified", "curated")  # states in which a change of its files still matters to a dump
+_FILES = (".tar", ".parquet")  # that are deliveries by themselves
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to tell of a delivery."""
+
+    kind: Literal["sealed", "known", "late", "quarantined", "drifted", "waiting", "changed", "ignored"]
+    name: str  # SOURCE/DELIVERY
+    said: str
+    dump_id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    """A child of a source's root as it is now."""
+
+    source: Source
+    name: str
+    place: Place
+    uri: str
+    entries: tuple[Entry, ...]  # sorted; with those that are no files to read
+    is_folder: bool
+
+    @property
+    def shown(self) -> str:
+        return f"{self.source.name}/{self.name}"
+
+    @property
+    def listing(self) -> str:
+        return listing_digest(self.entries)
+
+    @property
+    def files(self) -> list[Entry]:
+        """What a dump of it consists of."""
+        return [entry for entry in self.entries if entry.problem is None and entry.path not in MARKERS]
+
+
+def look(ledger: Ledger, folder: Path, source: Source) -> Iterator[Finding]:
+    """Looks through a source once: seals what is whole, finds drift. `folder`: the cycle's root.
+
+    Raises:
+        ValueError: the source cannot be listed.
+    """
+    place, file = place_of(source.root)
+    if file:
+        raise ValueError(f"source {source.name}: {place.shown} is a file; give the folder in which deliveries appear")
+    with ledger.writing() as connection:
+        add_source(connection, source.name, place.shown, source.seal, source.quota)
+    children = place.children()
+    for child in children:
+        if refused := _refused(source, child):
+            if refused != _NO_DELIVERY:
+                yield Finding("ignored", f"{source.name}/{child.path}", refused)
+            continue
+        try:
+            yield from _look_at(ledger, folder, _delivery(source, child))
+        except (OSError, ValueError) as error:  # storage that fails now, a number that is taken
+            yield Finding("ignored", f"{source.name}/{child.path}", f"not read: {error}")
+    yield from _gone(ledger, folder, source, {child.path.removesuffix("/") for child in children})
+
+
+_NO_DELIVERY = "no folder, tar or Parquet file"
+
+
+def _refused(source: Source, child: Entry) -> str | None:
+    if child.problem:
+        return child.problem
+    if not child.path.endswith(("/", *_FILES)):
+        return _NO_DELIVERY
+    if source.number is not None and not re.search(source.number, child.path):
+        return f"its name has no number as {source.number!r} wants it: rename it, or change `number`"
+    return None
+
+
+def _delivery(source: Source, child: Entry) -> _Delivery:
+    name, is_folder = child.path.removesuffix("/"), child.path.endswith("/")
+    place, file = place_of(child_of(source.root, name))
+    entries = [child] if file else sorted(place.entries(), key=lambda entry: entry.path)
+    return _Delivery(source, name, place, place.shown, tuple(entries), is_folder)
+
+
+def child_of(root: str, name: str) -> str:
+    """The place of a delivery, as `place_of` takes it: a URI's options stay at its end."""
+    path, question, options = root.partition("?") if "://" in root else (root, "", "")
+    return f"{path.rstrip('/')}/{name}{question}{options}"
+
+
+def _look_at(ledger: Ledger, folder: Path, one: _Delivery) -> Iterator[Finding]:
+    known = _known(ledger, one.uri)
+    if one.listing in known:
+        return
+    sealed: dict[str, Contents] = {}
+    for dump_id in filter(None, known.values()):
+        contents = read_contents(folder, dump_id)
+        if contents.uri == one.uri:
+            sealed[dump_id] = contents
+    if not sealed:
+        yield _seal(ledger, folder, one)
+        return
+    found = drift({path: file for each in sealed.values() for path, file in each.files.items()}, one.place, one.files)
+    yield from _drifted(ledger, one, sealed, found)
+    if found.added:
+        yield _late(ledger, folder, one, next(iter(sealed)), found)
+    elif not found.changed and not found.missing:  # touched only, or a marker was written
+        _register(ledger, one, next(iter(sealed)))
+
+
+def _known(ledger: Ledger, uri: str) -> dict[str, str | None]:
+    """Listings of a delivery that were sealed, oldest first, and the dumps that they are."""
+    rows = select(delivery.c.listing, delivery.c.dump_id).where(delivery.c.uri == uri, delivery.c.dump_id.is_not(None))
+    with ledger.reading() as connection:
+        return {row.listing: row.dump_id for row in connection.execute(rows.order_by(delivery.c.stable_since))}
+
+
+def _register(ledger: Ledger, one: _Delivery, dump_id: str) -> None:
+    """Notes another listing as that of a dump, so that it is not looked into again."""
+    with ledger.writing() as connection:
+        discover(connection, one.source.name, one.uri, one.listing)
+        seal(connection, one.uri, one.listing, dump_id, files=0, size=0)
+
+
+def _seal(ledger: Ledger, folder: Path, one: _Delivery) -> Finding:
+    with ledger.writing() as connection:
+        quiet = discover(connection, one.source.name, one.uri, one.listing)
+    if why := _unfinished(one, quiet):
+        return Finding("waiting", one.shown, why)
+    contents = read_files(one.place, one.uri, one.files)
+    if _changed_meanwhile(one):
+        return Finding("waiting", one.shown, "it changed while it was read")
+    return _admit(ledger, folder, one, contents, None)
+
+
+def _late(ledger: Ledger, folder: Path, one: _Delivery, parent: str, found: Drift) -> Finding:
+    with ledger.writing() as connection:
+        quiet = discover(connection, one.source.name, one.uri, one.listing)
+    if quiet < 60 * one.source.quiet_minutes:
+        return Finding("waiting", one.shown, f"{len(found.added):,} file(s) came late: {_minutes(one.source, quiet)}")
+    contents = read_files(one.place, one.uri, [entry for entry in one.files if entry.path in set(found.added)])
+    if _changed_meanwhile(one):
+        return Finding("waiting", one.shown, "it changed while it was read")
+    return _admit(ledger, folder, one, contents, parent)
+
+
+def _unfinished(one: _Delivery, quiet: float) -> str | None:
+    """Why a delivery is not whole yet."""
+    if one.source.seal == "quiet":
+        return _minutes(one.source, quiet) if quiet < 60 * one.source.quiet_minutes else None
+    if not one.is_folder:
+        return 'a single file has no place for a marker: deliver a folder, or set seal = "quiet"'
+    names = {entry.path for entry in one.entries}
+    if SUCCESS in names:
+        return None
+    if MANIFEST not in names:
+        return f"neither {SUCCESS} nor {MANIFEST} is in it yet"
+    declared = read_declared(one.place, one.entries)
+    faults = [f"{path}: {why}" for path, why in declared.faults.items()]
+    faults += [f"{damage.shard}: {damage.why}" for damage in declared.damaged]
+    return f"{MANIFEST} names what is not there yet: {faults[0]}" if faults else None
+
+
+def _minutes(source: Source, quiet: float) -> str:
+    return f"unchanged for {quiet / 60:.1f} of {source.quiet_minutes:g} minutes"
+
+
+def _changed_meanwhile(one: _Delivery) -> bool:
+    return listing_digest(sorted(one.place.entries(), key=lambda e: e.path)) != one.listing if one.is_folder else (
+        one.place.entry(one.name) != one.entries[0]
+    )  # fmt: skip
+
+
+def _admit(ledger: Ledger, folder: Path, one: _Delivery, contents: Contents, parent: str | None) -> Finding:
+    """Makes the contents of a delivery a dump, in one transaction, unless they are one already."""
+    dump_id, number = contents.dump_id, None
+    if one.source.number is not None and parent is None:
+        found = re.search(one.source.number, one.name)
+        assert found is not None
+        number = int(re.sub(r"\D", "", found[1]) or 0)
+    false = _falsely_declared(one, contents)
+    if not contents_file(folder, dump_id).exists():
+        contents.write(folder)  # before the ledger names it
+    with ledger.writing() as connection:
+        sealed = seal(
+            connection, one.uri, one.listing, dump_id, files=len(contents.files), size=contents.size, seq=number,
+            parent_id=parent,
+        )  # fmt: skip
+        if sealed.is_new:
+            move(connection, dump_id, "sealed", "quarantined" if false else "verified", false)
+    size = f"{len(contents.files):,} file(s), {contents.size / 1e6:,.1f} MB"
+    if not sealed.is_new:
+        return Finding("known", one.shown, f"the same bytes as dump {sealed.admit_no}: nothing new", dump_id)
+    named = f"dump {sealed.admit_no} ({dump_id[:12]}), {size}"
+    if false:
+        return Finding("quarantined", one.shown, f"{named}: {false}", dump_id)
+    if parent is not None:
+        return Finding("late", one.shown, f"{named}, which came after it was sealed: a dump of its own", dump_id)
+    return Finding("sealed", one.shown, named, dump_id)
+
+
+def _falsely_declared(one: _Delivery, contents: Contents) -> str | None:
+    """What is wrong with the sha256 that the source's own manifest gives."""
+    declared = read_declared(one.place, one.entries) if one.is_folder else Declared()
+    wrong = [path for path, digest in declared.sha256.items() if contents.files.get(path, (0, 0, digest))[2] != digest]
+    if not wrong:
+        return None
+    return f"{len(wrong):,} file(s) hold other bytes than {MANIFEST} declares, as {wrong[0]}: deliver it anew"
+
+
+def _drifted(ledger: Ledger, one: _Delivery, sealed: dict[str, Contents], found: Drift) -> Iterator[Finding]:
+    trained = []
+    for dump_id, contents in sealed.items():
+        mine = tuple(path for path in found.changed if path in contents.files)
+        gone = tuple(path for path in found.missing if path in contents.files)
+        if not mine and not gone:
+            continue
+        why = f"{Drift(mine, gone, ()).said()}, after it was sealed"
+        with ledger.writing() as connection:
+            state = _state(connection, dump_id)
+            if state in UNTRAINED:
+                move(connection, dump_id, state, "drifted", why)
+                yield Finding("drifted", one.shown, why, dump_id)
+            elif state not in ("drifted", "quarantined"):
+                trained.append(dump_id)
+    if trained:
+        if not found.added:
+            _register(ledger, one, trained[0])  # told once
+        yield Finding(
+            "changed", one.shown, f"{found.said()}; the store of it stays as it was sealed: deliver what is new anew"
+        )
+
+
+def _gone(ledger: Ledger, folder: Path, source: Source, there: set[str]) -> Iterator[Finding]:
+    """Deliveries that are no more: dumps that were not trained on yet drift, and what was never whole is forgotten."""
+    with ledger.writing() as connection:
+        for row in unsealed(connection):
+            if row.source_id == source.name and delivery_name(row.uri) not in there:
+                forget(connection, row.uri)
+    rows = select(dump.c.dump_id, dump.c.state).where(dump.c.source_id == source.name, dump.c.state.in_(UNTRAINED))
+    with ledger.reading() as connection:
+        waiting = connection.execute(rows).all()
+    for dump_id, state in waiting:
+        contents = read_contents(folder, dump_id)
+        if contents.name not in there:
+            with suppress(Moved), ledger.writing() as connection:
+                move(connection, dump_id, state, "drifted", f"{contents.uri} is gone")
+                yield Finding("drifted", f"{source.name}/{contents.name}", "it is gone", dump_id)
+
+
+def _state(connection: Connection, dump_id: str) -> str:
+    return connection.execute(select(dump.c.state).where(dump.c.dump_id == dump_id)).scalar_one()
+
+
+def still_sealed(source: Source, contents: Contents) -> str | None:
+    """How a delivery differs now from what was sealed of it; None: it does not. Files that came late do not count."""
+    place, file = place_of(child_of(source.root, contents.name))
+    entries = [place.entry(file)] if file else place.entries()
+    found = drift(contents.files, place, [entry for entry in entries if entry.path in contents.files])
+    return found.said() or None
