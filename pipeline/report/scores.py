@@ -7,10 +7,12 @@ from pipeline.evaluate.protocol import Evaluation, Score
 SCORE_TITLES = {
     "knn_top1": "k-NN",
     "linear_top1": "linear probe",
+    "linear_top5": "linear probe, top-5",
     "linear_sgd_bn_top1": "linear probe as MAE's",
     "knn_top1_projection": "k-NN, after the projector",
     "linear_top1_projection": "linear probe, after the projector",
     "classifier_top1": "classifier",
+    "classifier_top5": "classifier, top-5",
     "mean_1shot": "1 label a class",
     "mean_5shot": "5 labels a class",
     "linear_1pct": "linear probe, 1 % of labels",
