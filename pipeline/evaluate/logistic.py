@@ -78,7 +78,7 @@ def _blocks(rows: np.ndarray, classes: int = 1) -> Iterator[tuple[int, Tensor]]:
     """Each block's first row, and its rows in double precision."""
     size = max(1, BLOCK // max(rows.shape[1], classes))
     for first in range(0, len(rows), size):
-        yield first, torch.tensor(rows[first : first + size]).double()
+        yield first, torch.from_numpy(rows[first : first + size]).double()
 
 
 def _moments(rows: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from pipeline.ingest.selection import read_selection
 from pipeline.ingest.store import DATA_CARD, Store
 from pipeline.report import pictures
 from pipeline.report.curves import draw_curves, probe_rows
-from pipeline.report.efficiency import efficiency_plot
+from pipeline.report.efficiency import convergence_plots, efficiency_plot
 from pipeline.report.embedding import confusion_table, drawn_map
 from pipeline.report.lineage import made_with, stages
 from pipeline.report.page import Part, write_page
@@ -69,7 +69,7 @@ def _content(run: Run) -> dict[str, Any]:
         rebuilt = of_checkpoint(lambda checkpoint, store: pictures.reconstructions(experiment, checkpoint, store))
     if issubclass(OBJECTIVES[experiment.objective.name], ImageTextObjective):
         retrieved = of_checkpoint(lambda checkpoint, store: pictures.retrieved_captions(experiment, checkpoint, store))
-    finetuned = Part.of(lambda: read_table(run))
+    finetuned, sides = Part.of(lambda: read_table(run)), (f"from {run.path.name}", "from scratch")
     forgotten = Part.of(lambda: read_forgetting(run.path))
     found = of_store(lambda store: pictures.neighbours(evaluation, store)) if evaluation else Part()
     return {
@@ -82,8 +82,8 @@ def _content(run: Run) -> dict[str, Any]:
         "columns": COLUMNS,
         "table": score_table(evaluation.scores) if evaluation and evaluation.scores else None,
         "curves": draw_curves(rows, probe_rows(read_events(run.path), experiment.data.batch_size)),
-        "efficiency": finetuned.content
-        and efficiency_plot(finetuned.content["rows"], (f"from {run.path.name}", "from scratch")),
+        "efficiency": finetuned.content and efficiency_plot(finetuned.content["rows"], sides),
+        "convergence": convergence_plots(finetuned.content["convergence"], sides) if finetuned.content else [],
         "finetuned": finetuned if finetuned.content or finetuned.missing else None,  # else no such section
         "time": spent,
         "restarts": len(spent.content["attempts"] if spent.content else attempts(rows)) - 1,
