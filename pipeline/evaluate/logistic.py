@@ -84,8 +84,11 @@ def _blocks(rows: np.ndarray, classes: int = 1) -> Iterator[tuple[int, Tensor]]:
 def _moments(rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each dimension; of one that does not vary, 1, as scikit-learn has it."""
     count, epsilon = len(rows), torch.finfo(torch.float64).eps
-    mean = sum(block.sum(0) for _, block in _blocks(rows)) / count
-    variance = sum((block - mean).square().sum(0) for _, block in _blocks(rows)) / count
+    mean, variance = torch.zeros(2, rows.shape[1]).double()
+    for _, block in _blocks(rows):
+        mean += block.sum(0) / count
+    for _, block in _blocks(rows):
+        variance += (block - mean).square().sum(0) / count
     if not variance.isfinite().all():
         raise ValueError(f"some of {count:,} embeddings are not finite: no probe can be fitted to them")
     constant = variance <= count * epsilon * variance + (count * mean * epsilon).square()

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.evaluate.protocol import Health
+from pipeline.evaluate.protocol import Evaluation, Health
 from pipeline.report.axes import linear
 from pipeline.report.plots import Plot, dot, line, plot
+from pipeline.train.record import Rows
 
 SUMMARY = "lower left is better: views of an image are near each other, and images are spread evenly"
 
@@ -28,6 +29,38 @@ class Place:
             return None
         text = f"{text}: alignment {health.alignment:.2f}, uniformity {health.uniformity:.2f}"
         return cls(health.uniformity, health.alignment, text, **more)
+
+
+def run_plane(evaluation: Evaluation | None, events: Rows) -> Plot | None:
+    """A run before and after training, on test images; and its way, by what online probes of checkpoints found."""
+    judged = evaluation.health if evaluation else {}
+    places = [
+        Place.of(judged.get("random"), "before training, test images", label="before training"),
+        Place.of(judged.get("trained"), f"step {evaluation.step:,}, test images", label="trained", look="best")
+        if evaluation
+        else None,
+    ]
+    probes = {event["step"]: event["health"] for event in events if event["event"] == "probe"}
+    path = [
+        Place.of(Health.model_validate(health), f"step {step:,}, training images", look="way")
+        for step, health in sorted(probes.items())
+    ]
+    return plane("Alignment and uniformity", places, path)
+
+
+def trials_plane(trials: Sequence[tuple[str, int, Evaluation]], score: str) -> Plot | None:
+    """A dot a trial (method, seed, evaluation), tinted by a score and labelled once a method; and a grey one of each
+    before training."""
+    places, named = [], set[str]()
+    for method, seed, evaluation in trials:
+        found, health = evaluation.score(score), evaluation.health
+        name, value = f"{method} seed {seed}", found.trained if found else None
+        shown = f"{name}, {found.shown(found.trained)}" if found else name
+        label, before = "" if method in named else method, "" if named else "before training"
+        places.append(Place.of(health.get("trained"), shown, label=label, score=value))
+        places.append(Place.of(health.get("random"), f"{name} before training", label=before))
+        named.add(method)
+    return plane("Alignment and uniformity", places)
 
 
 def plane(title: str, places: Sequence[Place | None], path: Sequence[Place | None] = ()) -> Plot | None:

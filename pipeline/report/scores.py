@@ -23,6 +23,8 @@ SCORE_TITLES = {
     "zero_shot_top1": "zero-shot",
     "segmentation_miou": "mean IoU",
     "segmentation_pixel_accuracy": "pixel accuracy",
+    "segmentation_miou_4_layers": "mean IoU, four layers",
+    "segmentation_pixel_accuracy_4_layers": "pixel accuracy, four layers",
     **{f"linear_top1_depth{part}": f"linear probe after part {part}" for part in range(1, 6)},
     **{f"knows_{what}_h": f"knows {what}" for what in ("colour", "rotation", "corruption", "sobel")},
     **{

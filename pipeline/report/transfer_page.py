@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.evaluate.protocol import Score
 from pipeline.evaluate.transfer import SHOWN, Judged
+from pipeline.report.encoder_page import encoder_page
 from pipeline.report.page import link_to, write_page
 from pipeline.report.scores import SCORE_TITLES
 from pipeline.report.tracks import Judgement, track
@@ -42,7 +43,10 @@ def _part(folder: Path, store: str, judged: Sequence[Judged]) -> dict[str, Any]:
         "titles": [SCORE_TITLES[name] for name in names],
         "tracks": [one for one in tracks if one][:DRAWN],
         "judged": order,
-        "rows": [(one, [one.evaluation.score(name) for name in names], link_to(one.file, folder)) for one in order],
+        "rows": [
+            (one, [one.evaluation.score(name) for name in names], link_to(encoder_page(one.file), folder))
+            for one in order
+        ],
         "queries": max((s.num_queries for one in order for s in one.evaluation.scores), default=0),
         "protocols": [(SCORE_TITLES[name], protocols[name]) for name in names],
         "skipped": [(one.encoder, reason) for one in order for reason in one.evaluation.skipped],

@@ -112,9 +112,7 @@ def _run_workers(trainer: Any, run: Run, probe: OnlineProbe | None, on_row: OnRo
     return failed[0] if failed else None
 
 
-def _trainer(
-    experiment: Experiment, run: Run, sharing: int, save_at: Sequence[int], keep_at: Sequence[int]
-) -> Any:
+def _trainer(experiment: Experiment, run: Run, sharing: int, save_at: Sequence[int], keep_at: Sequence[int]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

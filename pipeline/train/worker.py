@@ -123,7 +123,9 @@ def train_worker(config: dict[str, Any]) -> None:
     start = broadcast_from_rank_zero(Start.look(run) if rank == 0 else None)
     if start is None:
         return
-    worker = Worker(run, experiment, start, device, rank, context.get_world_size(), began, config["save_at"], config["keep_at"])
+    worker = Worker(
+        run, experiment, start, device, rank, context.get_world_size(), began, config["save_at"], config["keep_at"]
+    )
     try:
         worker.train()
     except NotFinite as error:  # on all ranks alike: none is left to be restarted

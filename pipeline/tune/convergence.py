@@ -43,7 +43,7 @@ class Convergence:
 
     @property
     def words(self) -> str:
-        """As in: 10 %: it reaches the 41.0 % at which its twin from scratch ends 4.2× sooner (each draw: 3.9×, 4.5×)."""
+        """As in: 10 %: it reaches the 41.0 % at which its twin from scratch ends 4.2× sooner (each draw: …)."""
         goal = f"the {100 * self.scratch[-1][1].mean:.1f} % at which its twin from scratch ends"
         each = [f"{times:.1f}×" if times else "not" for times in self.of_draws]
         draws = f" (each draw: {', '.join(each)})" if self.spreads else ""
@@ -56,14 +56,14 @@ class Convergence:
 
 def convergence(found: Sequence[Arm], trials: Sequence[Trial]) -> list[Convergence]:
     """A budget after another; those where no pair of trials has a curve are left out."""
-    curves: dict[tuple[str, bool], dict[int, Learned]] = {}
+    known: dict[tuple[str, bool], dict[int, Learned]] = {}
     for arm in found:
         for trial in trials:
             if trial.recipe == arm.recipe and (curve := read_learned(Path(trial.run))) and curve.points:
-                curves.setdefault((str(arm.budget), arm.starts), {})[trial.seed] = curve
+                known.setdefault((str(arm.budget), arm.starts), {})[trial.seed] = curve
     rows = []
     for labels in dict.fromkeys(str(arm.budget) for arm in found):
-        run, scratch = (curves.get((labels, starts), {}) for starts in (True, False))
+        run, scratch = (known.get((labels, starts), {}) for starts in (True, False))
         draws = sorted(run.keys() & scratch.keys())
         sides = [[side[draw] for draw in draws] for side in (run, scratch)]
         curves = [_mean(side) for side in sides]
@@ -96,8 +96,6 @@ def sooner(run: Sequence[tuple[int, float]], scratch: Sequence[tuple[int, float]
 
 def restored(row: dict[str, Any]) -> Convergence:
     """Of what `dataclasses.asdict` made, as it comes from JSON."""
-    curves = {
-        side: tuple((images, Spread(**spread)) for images, spread in row[side]) for side in ("run", "scratch")
-    }
+    curves = {side: tuple((images, Spread(**spread)) for images, spread in row[side]) for side in ("run", "scratch")}
     found = Sooner(**row["sooner"]) if row["sooner"] else None
     return Convergence(**row | curves | {"sooner": found, "of_draws": tuple(row["of_draws"])})

@@ -125,8 +125,8 @@ def explanation(found: Sequence[Arm], there: Experiment, draws: int) -> str:
         name = there.objective.name
         words.append(f"{name} showed its encoder other pictures than these views: it begins at a disadvantage.")
     words.append(
-        f"Learning curves: the same classifiers along the way, at most {MAX_IMAGES:,} training images whose labels were "
-        "not given; both sides end their rate's curve at the same step. The run may have seen them, without labels."
+        f"Learning curves: the same classifiers along the way, on at most {MAX_IMAGES:,} training images whose labels "
+        "were not given; the run itself may have seen these, without labels. Both sides' rates end at the same step."
     )
     return " ".join(words)
 

@@ -155,9 +155,7 @@ def test_top_5_stands_in_the_table_of_more_than_five_classes(start):
     found, trials = judged(start)
     score = trials[0].evaluation.score("classifier_top1")
     more = score.model_copy(update={"name": "classifier_top5", "trained": 0.8})
-    trials[0] = replace(
-        trials[0], evaluation=trials[0].evaluation.model_copy(update={"scores": [score, more]})
-    )
+    trials[0] = replace(trials[0], evaluation=trials[0].evaluation.model_copy(update={"scores": [score, more]}))
     titles, first, second, _ = lines(start, table(found, trials))
     assert titles[-2:] == ("top-5 from first, %", "top-5 from scratch, %")
     assert (first[-2:], second[-2:]) == (("80.0", "–"), ("–", "–"))
