@@ -80,7 +80,7 @@ def finetune(
     typer.echo(explanation(found, there, draws))
     typer.echo(verdict(rows, opened.path.name))
     for curve in curves:
-        typer.echo(f"From {opened.path.name}, {curve.words}.")
+        typer.echo(f"How fast, from {opened.path.name}, {curve.words}.")
     typer.echo(f"{directory / 'table.json'}; report {write_report(opened)}")
     tell_missing(trials)
 

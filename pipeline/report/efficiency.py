@@ -32,7 +32,7 @@ def convergence_plots(curves: Sequence[Convergence], names: tuple[str, str]) -> 
     """A plot a budget: both sides over images seen. A distance along the axis is a factor."""
     return [
         _beside(
-            f"{one.labels} of the labels" if one.labels.endswith("%") else f"Labels of {one.labels}",
+            f"{one.labels} of the labels" if one.labels.endswith("%") else one.labels.replace(" ", " labels ", 1),
             f"on {one.queries:,} training images without their labels" + (f"; {WHISKERS}" if one.spreads else ""),
             "images seen",
             dict(zip(names, (one.run, one.scratch), strict=True)),

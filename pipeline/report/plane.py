@@ -35,7 +35,7 @@ def run_plane(evaluation: Evaluation | None, events: Rows) -> Plot | None:
     """A run before and after training, on test images; and its way, by what online probes of checkpoints found."""
     judged = evaluation.health if evaluation else {}
     places = [
-        Place.of(judged.get("random"), "before training, test images", label="before training"),
+        Place.of(judged.get("random"), "before training, test images", label="before training", look="before"),
         Place.of(judged.get("trained"), f"step {evaluation.step:,}, test images", label="trained", look="best")
         if evaluation
         else None,
@@ -60,7 +60,7 @@ def trials_plane(trials: Sequence[tuple[str, int, Evaluation]], score: str) -> P
         places.append(Place.of(health.get("trained"), shown, label=label, score=value))
         places.append(Place.of(health.get("random"), f"{name} before training", label=before))
         named.add(method)
-    return plane("Alignment and uniformity", places)
+    return plane("Trials", places)
 
 
 def plane(title: str, places: Sequence[Place | None], path: Sequence[Place | None] = ()) -> Plot | None:

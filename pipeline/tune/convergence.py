@@ -43,15 +43,15 @@ class Convergence:
 
     @property
     def words(self) -> str:
-        """As in: 10 %: it reaches the 41.0 % at which its twin from scratch ends 4.2× sooner (each draw: …)."""
-        goal = f"the {100 * self.scratch[-1][1].mean:.1f} % at which its twin from scratch ends"
+        """As in: 10 %: the 41.0 % at which training from scratch ends are reached 4.2× sooner (each draw: …)."""
+        goal = f"the {100 * self.scratch[-1][1].mean:.1f} % at which training from scratch ends are"
         each = [f"{times:.1f}×" if times else "not" for times in self.of_draws]
         draws = f" (each draw: {', '.join(each)})" if self.spreads else ""
         if self.sooner is None:
-            return f"{self.labels}: it does not reach {goal}{draws}"
+            return f"{self.labels}: {goal} not reached{draws}"
         if not self.sooner.at_least and self.sooner.times <= 1.05:
-            return f"{self.labels}: it reaches {goal} no sooner{draws}"
-        return f"{self.labels}: it reaches {goal} {self.sooner} sooner{draws}"
+            return f"{self.labels}: {goal} reached no sooner{draws}"
+        return f"{self.labels}: {goal} reached {self.sooner} sooner{draws}"
 
 
 def convergence(found: Sequence[Arm], trials: Sequence[Trial]) -> list[Convergence]:

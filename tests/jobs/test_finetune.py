@@ -217,7 +217,7 @@ def test_the_report_of_the_run_shows_the_table(start):
         assert words in page
     assert "Data efficiency" in page
     assert "from scratch, 229 images: 70.7 ± 0.7 %" in page
-    assert "10 %: it reaches the 40.0 % at which its twin from scratch ends no sooner" in page
+    assert "10 %: the 40.0 % at which training from scratch ends are reached no sooner" in page
     assert "from first, 200 images: 30.0 ± 1.0 %" in page
     path.write_text("{}")
     assert "is no table of `feral finetune`" in write_report(start).read_text()

@@ -106,7 +106,7 @@ def test_curves_are_means_over_the_draws_that_both_sides_have(small_store, tmp_p
     ]  # fmt: skip
     assert row.of_draws == (2.0, 2.0)
     assert row.words == (
-        "5 a class: it reaches the 50.0 % at which its twin from scratch ends 2.0× sooner (each draw: 2.0×, 2.0×)"
+        "5 a class: the 50.0 % at which training from scratch ends are reached 2.0× sooner (each draw: 2.0×, 2.0×)"
     )
     assert restored(json.loads(json.dumps(asdict(row)))) == row
     (drawn,) = convergence_plots([row], ("ours", "scratch"))
@@ -120,7 +120,7 @@ def test_what_is_not_reached_or_was_there_at_once_is_said(small_store, tmp_path)
     (tmp_path / "b").mkdir()
     never = {(True, 0): [(10, 0.2), (20, 0.3)], (False, 0): [(10, 0.1), (20, 0.5)]}
     (row,) = convergence(*pair(tmp_path / "a", small_store, never))
-    assert row.words == "5 a class: it does not reach the 50.0 % at which its twin from scratch ends"
+    assert row.words == "5 a class: the 50.0 % at which training from scratch ends are not reached"
     (row,) = convergence(*pair(tmp_path / "b", small_store, {**never, (True, 0): [(1, 0.6), (20, 0.7)]}))
-    assert "ends more than 20× sooner" in row.words
+    assert "reached more than 20× sooner" in row.words
     assert convergence(*pair(tmp_path, small_store, {(True, 0): [(1, 0.6)]})) == []
