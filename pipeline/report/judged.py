@@ -42,4 +42,4 @@ def judged_content(
 def _segmented(evaluation: Evaluation, file: Path) -> Part | None:
     """None: older evaluations kept no pictures."""
     read = Part.of(lambda: read_examples(file, evaluation.encoder_digest))
-    return Part(segmentations(read.content)) if read.content else read if read.missing else None
+    return Part(segmentations({"answer": read.content})) if read.content else read if read.missing else None

@@ -1,5 +1,6 @@
-"""Pictures with masks as a page shows them: the image, its mask, and what the encoder's linear layer answers."""
+"""Pictures with masks as a page shows them: the image, its mask, and what encoders' linear layers answer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,28 +16,40 @@ NO_CLASS = "#000000"
 
 @dataclass(frozen=True)
 class Segmentations:
-    rows: tuple[tuple[Picture, Picture, Picture, str], ...]  # image, mask, answer, and how much of it is right
+    rows: tuple[tuple[Picture, ...], ...]  # image, mask, answers
     legend: tuple[tuple[str, str], ...]  # colour, class
 
 
-def segmentations(examples: Examples) -> Segmentations:
-    """The classes that are seen get the colours, those with the most pixels first; what is left shares the last."""
-    seen = np.concatenate([examples.masks.ravel(), examples.answers.ravel()])
-    counts = np.bincount(seen[seen != IGNORED], minlength=len(examples.classes))
+def segmentations(found: Mapping[str, Examples]) -> Segmentations:
+    """The same test images with the answers of each, under its name; image and mask are those of the first. The classes
+    that are seen get the colours, those with the most pixels first; what is left shares the last."""
+    first = next(iter(found.values()))
+    seen = np.concatenate([first.masks.ravel(), *(one.answers.ravel() for one in found.values())])
+    counts = np.bincount(seen[seen != IGNORED], minlength=len(first.classes))
     common = [int(one) for one in np.argsort(-counts, kind="stable") if counts[one]]
     own = common if len(common) <= len(COLOURS) else common[: len(COLOURS) - 1]
     colour = {one: COLOURS[place] for place, one in enumerate(own)}
     table = np.array([ImageColor.getrgb(colour.get(one, COLOURS[-1])) for one in range(256)], np.uint8)
     table[IGNORED] = ImageColor.getrgb(NO_CLASS)
     rows = []
-    for image, mask, answer in zip(examples.images, examples.masks, examples.answers, strict=True):
-        drawn, truth, answered = (picture(Image.fromarray(array)) for array in (image, table[mask], table[answer]))
-        known = mask != IGNORED
-        right = f"{100 * (mask == answer)[known].mean():.0f} % right" if known.any() else ""
-        rows.append((drawn, truth, answered, right))
-    legend = [(colour[one], examples.classes[one]) for one in own]
+    for place, (image, mask) in enumerate(zip(first.images, first.masks, strict=True)):
+        answers = [
+            _picture(table[one.answers[place]], name + _right(one.answers[place], one.masks[place]))
+            for name, one in found.items()
+        ]
+        rows.append((_picture(image, "image"), _picture(table[mask], "mask"), *answers))
+    legend = [(colour[one], first.classes[one]) for one in own]
     if len(common) > len(own):
         legend.append((COLOURS[-1], f"{len(common) - len(own)} more classes"))
-    if (examples.masks == IGNORED).any():
+    if (first.masks == IGNORED).any():
         legend.append((NO_CLASS, "no class"))
     return Segmentations(tuple(rows), tuple(legend))
+
+
+def _picture(pixels: np.ndarray, text: str) -> Picture:
+    return picture(Image.fromarray(pixels), text)
+
+
+def _right(answer: np.ndarray, mask: np.ndarray) -> str:
+    known = mask != IGNORED
+    return f", {100 * (mask == answer)[known].mean():.0f} % right" if known.any() else ""

@@ -40,34 +40,37 @@ def main(
     rounds: Annotated[int, Field(ge=2)] = 20,
     steps: Annotated[int, Field(ge=1)] = 3,
     images: Annotated[int, Field(ge=100)] = 2_000,
-    threads: str = "",
+    threads: Annotated[int, Field(ge=0)] = 0,
+    model: str = RESNET,
 ) -> list[Table]:
     """The time of a step with an online probe at work and without, in turns; and what a probe of `images` costs.
 
-    `steps` of each, `rounds` times. threads=1,2: of training; by default one, and all cores, for a probe finds its
-    place on a core that nobody else wants, or nowhere.
+    `steps` of each, `rounds` times. Training has `threads`, 0: first one, then all cores, for a probe has its place on
+    a core that nobody else wants. model=8 trains the one whose name begins so.
     """
+    name = next((one for one in MODELS if one.startswith(str(model))), None)
+    if name is None:
+        raise ValueError(f"model={model}: none begins so; there are {', '.join(MODELS)}")
     cores = torch.get_num_threads()
-    counts = [int(one) for one in threads.split(",")] if threads else sorted({1, cores})
+    counts = [threads] if threads else sorted({1, cores})
     with tempfile.TemporaryDirectory(prefix="bench") as temporary:
-        run = _run(Path(temporary), images)
+        run = _run(Path(temporary), images, MODELS[name])
         rows = [_measured(run, images, count, rounds, steps) for count in counts]
     columns = ("threads", "alone ms", "beside a probe ms", "more %", "wanted %", "probe's share of a core %",
                "CPU s a probe")  # fmt: skip
     note = (
-        f"ms a step of {RESNET}: medians of {rounds} × {steps} steps in turns, more % of the median difference; a "
+        f"ms a step of {name}: medians of {rounds} × {steps} steps in turns, more % of the median difference; a "
         f"probe judges {images:,} images of the training store; {cores} cores"
     )
     return [Table("a step beside an online probe", columns, rows, note)]
 
 
-def _run(folder: Path, images: int) -> Run:
+def _run(folder: Path, images: int, model: dict[str, Any]) -> Run:
     for number, raw in enumerate(pictures(images, SIDE)):
         path = folder / "source" / str(number % CLASSES) / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(raw)
     curate(folder / "source", folder / "store", CurateConfig(holdout=0))
-    model = MODELS[RESNET]
     experiment = build_experiment(
         {
             "data": model["data"] | {"store": str(folder / "store")},

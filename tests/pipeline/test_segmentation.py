@@ -33,6 +33,7 @@ from pipeline.experiment import build_experiment
 from pipeline.export.exporting import export
 from pipeline.report.run_report import write_report
 from pipeline.report.segmented import segmentations
+from pipeline.report.transfer_page import write_transfer_page
 from pipeline.run import Run
 from pipeline.stream.views import DeviceViews, ViewsConfig
 from pipeline.train.checkpoints import save_checkpoint
@@ -303,10 +304,18 @@ def test_examples_are_what_was_counted_and_are_shown(run, pictures, monkeypatch)
 def test_more_classes_than_colours_share_the_last():
     masks = np.arange(16, dtype=np.uint8).repeat(16).reshape(1, 16, 16)
     names = tuple(f"class {number}" for number in range(20))
-    drawn = segmentations(Examples(names, np.zeros((1, 16, 16, 3), np.uint8), masks, masks))
+    drawn = segmentations({"ours": Examples(names, np.zeros((1, 16, 16, 3), np.uint8), masks, masks)})
     assert len(drawn.legend) == len({colour for colour, _ in drawn.legend}) == 10
     assert drawn.legend[-1][1] == "7 more classes"
-    assert drawn.rows[0][3] == "100 % right"
+    assert drawn.rows[0][-1].text == "ours, 100 % right"
+
+
+def test_encoders_answer_side_by_side_about_the_same_pictures(run, pictures, tmp_path):
+    first = RunEncoders.of(run)
+    found = judge_all([first, first], [], tmp_path, EvaluationConfig(), HERE, pictures={16: pictures})
+    page = write_transfer_page(tmp_path, found, "feral evaluate").read_text()
+    assert page.count(">mask</figcaption>") == 6
+    assert page.count(">run-2, ") == page.count(">run-1, ") == 6
 
 
 def test_encoders_stand_in_a_table_of_masks_alone_and_are_judged_once(run, pictures, tmp_path):
