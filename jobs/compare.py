@@ -64,11 +64,12 @@ def train_missing(
     address: str | None,
     record: "Callable[[Sequence[Trial], int], object]",
     also: "Sequence[str]" = (),
+    curves: bool = False,
 ) -> "tuple[list[Trial], int]":
     """Trains and judges the trials that `directory` does not hold yet, on a Ray that is started if there are any.
 
     `record` receives all trials, whenever one has ended, and how many run at the same time: `at_once`, or as many as
-    fit. Returns the same two.
+    fit. `also`, `curves`: see `pipeline.tune.compare.compare`. Returns the same two.
     """
     from pipeline.cluster import connected
     from pipeline.tune.compare import compare, read_trials
@@ -83,8 +84,9 @@ def train_missing(
 
         at_once = min(at_once, concurrent_trials(cluster, ray.cluster_resources()))
         trials = compare(
-            found, seeds, directory, store, at_once, typer.echo, lambda ended: record(ended, at_once), also
-        )
+            found, seeds, directory, store, at_once, typer.echo, lambda ended: record(ended, at_once), also,
+            curves,
+        )  # fmt: skip
     return trials, at_once
 
 

@@ -39,6 +39,9 @@ Masks = Annotated[
         "and masks/ with PNGs of class ids (255: no class); train.txt and val.txt, classes.txt if there are"
     ),
 ]
+Layers = Annotated[
+    bool, typer.Option("--layers", help="with --masks: also by the maps of the last four stages or blocks, joined")
+]
 Chain = Annotated[
     bool, typer.Option("--chain", help="encoders and stores are those of one training that goes on, oldest first")
 ]
@@ -50,6 +53,7 @@ def evaluate(
     to: To = Path("evaluations"),
     also: Also = None,
     masks: Masks = None,
+    layers: Layers = False,
     chain: Chain = False,
     address: Address = None,
 ) -> None:
@@ -67,11 +71,13 @@ def evaluate(
     from pipeline.report.run_report import write_report
 
     refuse_unknown(also or [])
+    if layers and masks is None:
+        raise ValueError("--layers joins the maps that segmentation is judged by: name pictures with --masks FOLDER")
     if chain and len(encoders) < 2:
         raise ValueError("--chain compares an encoder with earlier ones: name two or more, oldest first")
     opened = None if on or len(encoders) > 1 else run_called(encoders[0])
     if opened is None:
-        found = _judge_all(encoders, on or [], to, also or [], masks, address)
+        found = _judge_all(encoders, on or [], to, also or [], masks, layers, address)
         if chain:
             _tell_forgotten(found, encoders[-1], to)
         return
@@ -79,13 +85,25 @@ def evaluate(
     if pictures:
         typer.echo(pictures.told)
     with connected(address, cpus=opened.experiment.cluster.cpus):
-        shown = judge(opened, lambda name: typer.echo(f"evaluating: {name}"), also=also or [], pictures=pictures)
+        shown = judge(
+            opened,
+            lambda name: typer.echo(f"evaluating: {name}"),
+            also=also or [],
+            pictures=pictures,
+            joined=layers,
+        )
         print_scores(shown)
     typer.echo(f"report {write_report(opened)}")
 
 
 def _judge_all(
-    names: list[str], on: list[Path], to: Path, also: list[str], masks: str | None, address: str | None
+    names: list[str],
+    on: list[Path],
+    to: Path,
+    also: list[str],
+    masks: str | None,
+    layers: bool,
+    address: str | None,
 ) -> "list[Judged]":
     from pipeline.cluster import ClusterConfig, connected
     from pipeline.evaluate.embed import Embedding
@@ -95,6 +113,7 @@ def _judge_all(
     from pipeline.evaluate.protocol import EvaluationConfig
     from pipeline.evaluate.transfer import judge_all, markdown
     from pipeline.ingest.store import Store
+    from pipeline.report.encoder_page import write_encoder_page
     from pipeline.report.transfer_page import write_transfer_page
 
     encoders = [find_encoders(name) for name in names]
@@ -113,12 +132,18 @@ def _judge_all(
         typer.echo(one.told)
     cluster = runs[0].experiment.cluster if runs else ClusterConfig()
     with connected(address, cpus=cluster.cpus):
-        found = judge_all(encoders, stores, to, EvaluationConfig(), Embedding(cluster), typer.echo, also, pictures)
+        found = judge_all(
+            encoders, stores, to, EvaluationConfig(), Embedding(cluster), typer.echo, also, pictures, layers
+        )
     _print(found)
     command = shlex.join(typed_command())
     (to / "table.md").write_text(markdown(found, command))
-    page = write_transfer_page(to, found, command)
-    typer.echo(f"{page}, table.md; all scores of each, with intervals and protocols, are in the .json files beside it")
+    pages = [write_encoder_page(one, command) for one in found]
+    table = write_transfer_page(to, found, command)
+    first, other = (pages[0], "table.html, ") if len(pages) == 1 else (table, "")
+    typer.echo(
+        f"{first}; beside it {other}table.md, and of each encoder on each store a page and a .json of all scores"
+    )
     return found
 
 

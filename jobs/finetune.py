@@ -14,6 +14,7 @@ from pipeline.redaction import typed_command
 
 if TYPE_CHECKING:
     from pipeline.tune.compare import Trial
+    from pipeline.tune.convergence import Convergence
     from pipeline.tune.finetune import Budget
     from pipeline.tune.finetune_table import Row
 
@@ -45,8 +46,9 @@ def finetune(
     from pipeline.settings import parse_overrides
     from pipeline.stream.batches import check_files
     from pipeline.tune.compare import refuse_unjudged
+    from pipeline.tune.convergence import convergence
     from pipeline.tune.finetune import FOLDER, arms, base_experiment, usual_epochs
-    from pipeline.tune.finetune_table import columns, explanation, table, verdict, write_table
+    from pipeline.tune.finetune_table import explanation, lines, table, verdict, write_table
 
     opened, changes = find_run(run), parse_overrides(settings or [])
     budgets = parse_budgets(labels, shots)
@@ -61,20 +63,24 @@ def finetune(
     check_files(store)
     directory = opened.path / FOLDER
 
-    def write(trials: "Sequence[Trial]") -> "list[Row]":
-        rows = table(found, trials)
+    def write(trials: "Sequence[Trial]") -> "tuple[list[Row], list[Convergence]]":
+        rows, curves = table(found, trials), convergence(found, trials)
         command = shlex.join(typed_command())
-        write_table(opened, rows, found, trials, explanation(found, there, draws), command)
-        return rows
+        write_table(opened, rows, curves, found, trials, explanation(found, there, draws), command)
+        return rows, curves
 
     with locked(directory, "the fine-tuning"):
         directory.mkdir(exist_ok=True)
         typer.echo(f"{len(budgets)} budgets of labels × {draws} draws × 2, in {directory}")
-        trials, _ = train_missing(found, draws, directory, store, at_once, address, lambda ended, at_once: write(ended))
-        rows = write(trials)
-    show(columns(opened), rows)
+        trials, _ = train_missing(
+            found, draws, directory, store, at_once, address, lambda ended, at_once: write(ended), curves=True
+        )
+        rows, curves = write(trials)
+    show(lines(opened, rows))
     typer.echo(explanation(found, there, draws))
     typer.echo(verdict(rows, opened.path.name))
+    for curve in curves:
+        typer.echo(f"How fast, from {opened.path.name}, {curve.words}.")
     typer.echo(f"{directory / 'table.json'}; report {write_report(opened)}")
     tell_missing(trials)
 
@@ -107,11 +113,12 @@ def _numbers(option: str, text: str, kind: Callable[[str], N]) -> list[N]:
         ) from None
 
 
-def show(names: Sequence[str], rows: "Sequence[Row]") -> None:
+def show(lines: "Sequence[Sequence[str]]") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    names, *rows = lines
     shown = Table(*names)
     for row in rows:
-        shown.add_row(*row.cells)
+        shown.add_row(*row)
     Console(width=max(Console().width, 100)).print(shown)

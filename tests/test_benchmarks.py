@@ -198,6 +198,26 @@ def test_a_step_of_the_worker_is_measured_beside_a_bare_one(ray_local: Any) -> N
     assert row["more µs"] == pytest.approx(1000 * (row["ours ms"] - row["bare ms"]))
 
 
+@pytest.mark.slow  # a process each
+def test_the_linear_probe_is_measured_beside_the_one_that_it_equals() -> None:
+    (table,) = run("linear_probe", {"images": 4_000, "dim": 16, "queries": 500, "iterations": 20})
+    ours, theirs = (row_of(table, str(row[0])) for row in table.rows)
+    assert abs(ours["right %"] - theirs["right %"]) < 5  # another strength may have been chosen
+    assert ours["right %"] > 20
+    assert min(ours["seconds"], theirs["seconds"], ours["with mapped pages MB"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_step_is_measured_beside_an_online_probe(ray_local: Any) -> None:
+    (table,) = run("online_probe", {"model": "8", "rounds": 2, "steps": 10, "images": 300, "all_cores": False})
+    row = row_of(table, "1 thread, niceness 15")
+    assert row["alone ms"] > 0.1
+    assert row["beside a probe ms"] > 0.1
+    assert row["CPU s a probe"] > 0
+    assert row["probe's share of a core %"] >= 0
+
+
 def test_different_originals_that_are_taken_for_one_are_counted() -> None:
     hashes = np.array([0b0, 0b11, 0b1111 << 40], np.uint64)
     thumbs = np.array([[50], [60], [50]], np.uint8).repeat(48, 1)
@@ -264,6 +284,7 @@ def test_the_command_lists_prints_and_saves(command: typer.Typer, tmp_path: Path
         (["stream", "loaders=ray,faster"], "none begins with 'faster'; there are feral, "),
         (["large_batch", "chunks=64,no"], "chunks=64,no: whole numbers from 2 on"),
         (["worker_loop", "models=none"], "models=none: none begins so; there are ResNet"),
+        (["online_probe", "model=none"], "model=none: none begins so; there are ResNet"),
     ],
 )
 def test_what_is_wrong_is_said(command: typer.Typer, arguments: list[str], message: str) -> None:

@@ -7,7 +7,14 @@ import numpy as np
 import torch
 
 from pipeline.evaluate.encoders import ENCODERS
-from pipeline.evaluate.probes import SGD_EPOCHS, knn_predictions, linear_predictions, mean_predictions, sgd_predictions
+from pipeline.evaluate.probes import (
+    SGD_EPOCHS,
+    knn_predictions,
+    linear_predictions,
+    linear_ranking,
+    mean_predictions,
+    sgd_predictions,
+)
 from pipeline.evaluate.protocol import Confusion
 from pipeline.evaluate.scoring import Answered, Case, Labelled, answered, score
 from pipeline.stream.labels import few_labels
@@ -19,7 +26,7 @@ DRAWS = 3
 FEWEST = 5  # images a class that a linear probe is fitted to
 MOST = 5_000  # images in all, for there are 36 fits of as many: `DRAWS` × encoders × strengths and the last
 
-Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]  # bank, queries → classes
+TOP = 5  # of so many answers one is right: of more classes only
 
 
 def classification(case: Case) -> Iterator[Answered | str]:
@@ -29,23 +36,40 @@ def classification(case: Case) -> Iterator[Answered | str]:
         yield f"knn_top1, linear_top1: {labelled}"
         return
     config, bank, asked = case.config, labelled.train, labelled.test
-
-    def judged(name: str, protocol: str, predict: Predict) -> Answered:
-        hits = {one: predict(bank.features[one], asked.features[one]) == asked.labels for one in ENCODERS}
-        return answered(name, protocol, hits, 1 / labelled.num_classes, asked.numbers)
-
     k = min(config.neighbours, len(bank.labels))
-    yield judged(
-        "knn_top1",
-        f"weighted {k}-NN, cosine, T={config.neighbour_temperature}, bank of {len(bank.labels)} clean images",
-        lambda rows, queries: knn_predictions(rows, bank.labels, queries, k, config.neighbour_temperature),
-    )
-    yield judged(
-        "linear_top1",
+    hits = {
+        one: knn_predictions(bank.features[one], bank.labels, asked.features[one], k, config.neighbour_temperature)
+        == asked.labels
+        for one in ENCODERS
+    }
+    protocol = f"weighted {k}-NN, cosine, T={config.neighbour_temperature}, bank of {len(bank.labels)} clean images"
+    yield answered("knn_top1", protocol, hits, 1 / labelled.num_classes, asked.numbers)
+    protocol = (
         f"logistic regression on standardised frozen embeddings, {len(bank.labels)} images, L-BFGS "
-        f"≤ {config.linear_iterations} iterations, C chosen on a tenth of the training images",
-        lambda rows, queries: linear_predictions(rows, bank.labels, queries, config.linear_iterations)[0],
+        f"≤ {config.linear_iterations} iterations, C chosen on a tenth of the training images"
     )
+    yield from _ranked("linear", protocol, {one: _by_probe(case, labelled, one) for one in ENCODERS}, labelled)
+
+
+def _by_probe(case: Case, labelled: Labelled, one: str) -> np.ndarray:
+    """The answers (Q, `_depth`) of the linear probe of an encoder, the likeliest first."""
+    bank, asked = labelled.train, labelled.test
+    return linear_ranking(
+        bank.features[one], bank.labels, asked.features[one], case.config.linear_iterations, _depth(labelled)
+    )[0]
+
+
+def _depth(labelled: Labelled) -> int:
+    """How many answers a query gets."""
+    return TOP if labelled.num_classes > TOP else 1
+
+
+def _ranked(name: str, protocol: str, answers: dict[str, np.ndarray], labelled: Labelled) -> Iterator[Answered]:
+    """Top-1, and of more than five classes top-5. answers: of each encoder, (Q, `_depth`), the likeliest first."""
+    asked = labelled.test
+    for k in dict.fromkeys((1, _depth(labelled))):
+        hits = {one: (of[:, :k] == asked.labels[:, None]).any(1) for one, of in answers.items()}
+        yield answered(f"{name}_top{k}", protocol, hits, k / labelled.num_classes, asked.numbers)
 
 
 def sgd_probe(case: Case) -> Iterator[Answered | str]:
@@ -72,20 +96,17 @@ def own_classifier(case: Case) -> Iterator[Answered | str]:
     labelled = case.labelled()
     if not objectives or isinstance(labelled, str):
         return
-    asked, bank = labelled.test, labelled.train
-    hits = {name: classified(one, asked.features[name]) == asked.labels for name, one in objectives.items()}
-    by_pixels = linear_predictions(
-        bank.features["pixels"], bank.labels, asked.features["pixels"], case.config.linear_iterations
-    )[0]
+    features = labelled.test.features
+    answers = {name: classified(one, features[name], _depth(labelled)) for name, one in objectives.items()}
+    answers["pixels"] = _by_probe(case, labelled, "pixels")
     protocol = "by the classifier that was trained with the encoder; raw pixels: their linear probe"
-    hits["pixels"] = by_pixels == asked.labels
-    yield answered("classifier_top1", protocol, hits, 1 / labelled.num_classes, asked.numbers)
+    yield from _ranked("classifier", protocol, answers, labelled)
 
 
 @torch.inference_mode()
-def classified(objective: Supervised, embeddings: np.ndarray) -> np.ndarray:
-    """The class (Q,) that a supervised objective's own classifier gives to each embedding (Q, dim)."""
-    return objective.classify(torch.from_numpy(embeddings)).argmax(1).numpy()
+def classified(objective: Supervised, embeddings: np.ndarray, k: int = 1) -> np.ndarray:
+    """The k likeliest classes of each embedding (Q, dim) by a supervised objective's own classifier: (Q, k)."""
+    return objective.classify(torch.from_numpy(embeddings)).topk(k).indices.numpy()
 
 
 def with_few_labels(case: Case) -> Iterator[Answered | str]:

@@ -110,9 +110,14 @@ class OnlineProbe:
 
 
 def _idly_judged(run: Run, name: str, images: int, with_random: bool, selection: str | None) -> dict[str, Any]:
+    step_aside()
+    return judge_checkpoint(run, name, images, with_random, selection)
+
+
+def step_aside() -> None:
+    """From now on this process takes only what nobody else wants."""
     with suppress(OSError, AttributeError):  # not on every system
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    return judge_checkpoint(run, name, images, with_random, selection)
 
 
 def judge_checkpoint(

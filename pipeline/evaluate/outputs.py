@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.evaluate.encoders import ComparesText, Pixels
 from pipeline.stream.views import DeviceViews
@@ -45,15 +46,18 @@ def _network(encoder: Any) -> Any:
     return next((one for one in encoder.modules() if hasattr(one, "forward_intermediates")), None)
 
 
-def feature_map(encoder: Any, images: Tensor) -> Tensor:
+def feature_map(encoder: Any, images: Tensor, layers: int = 1) -> Tensor:
     """The last map before pooling, of the pictures that embedding makes of `images`: (B, 3, S, S) → (B, D, h, w). Of a
     ViT the patch tokens after the last norm; of an encoder of two networks both maps, one behind the other.
 
+    `layers`: the maps of so many last stages of a network, or blocks of a ViT, at the size of the largest, bilinearly,
+    one behind the other, as DINOv2's segmentation has it (Oquab et al. 2023, arXiv 2304.07193, section 7.4, "+ms").
+
     Raises:
-        ValueError: it has no such map.
+        ValueError: it has no such map, or not so many.
     """
     if isinstance(encoder, Objective) and type(encoder).embed is Objective.embed:
-        return encoder.encoder.features(images)
+        return _map_of(encoder.encoder, images, layers)
     seen: list[tuple[ImageEncoder, Tensor]] = []
     hooks = [
         one.register_forward_pre_hook(lambda network, inputs: seen.append((network, inputs[0])))
@@ -68,11 +72,25 @@ def feature_map(encoder: Any, images: Tensor) -> Tensor:
     if any(len(pictures) != len(images) for _, pictures in seen):
         raise ValueError("this encoder embeds parts of an image, and keeps no map of the whole")
     if seen:
-        return torch.cat([network.features(pictures) for network, pictures in seen], 1)
+        return torch.cat([_map_of(network, pictures, layers) for network, pictures in seen], 1)
     network = _network(encoder)
     if network is None:
         raise ValueError("this encoder gives no maps (timm's forward_intermediates)")
-    return network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[-1]
+    return _last_maps(network, images, layers)
+
+
+def _map_of(network: ImageEncoder, images: Tensor, layers: int) -> Tensor:
+    return network.features(images) if layers == 1 else _last_maps(network.model, images, layers)
+
+
+def _last_maps(network: Any, images: Tensor, layers: int) -> Tensor:
+    try:
+        maps = network.forward_intermediates(images, indices=layers, norm=True, intermediates_only=True)
+    except AssertionError as error:  # timm's way to say so
+        raise ValueError(f"this encoder has no {layers} layers with maps: {error}") from None
+    size = maps[0].shape[2:]
+    maps = [one if one.shape[2:] == size else F.interpolate(one, size, mode="bilinear") for one in maps]
+    return torch.cat(maps, 1)
 
 
 VARIANTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of pixels in [0, 1] and ids

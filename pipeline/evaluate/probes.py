@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.evaluate.logistic import fit_logistic
+
 
 def nearest(
     bank: np.ndarray, queries: np.ndarray, k: int, chunk: int = 1024, block: int = 32_768
@@ -59,32 +61,31 @@ SGD_EPOCHS, SGD_WARMUP, SGD_BATCH = 90, 10, 256  # MAE's, but for its batch of 1
 def linear_predictions(
     bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, iterations: int
 ) -> tuple[np.ndarray, float]:
-    """Multinomial logistic regression on standardised embeddings (L-BFGS).
-
-    The regularisation is chosen on a tenth of the training data (of at most 10,000 images of it, for speed), never on
-    the queries, and the probe refitted on all.
+    """Multinomial logistic regression on standardised embeddings (L-BFGS): see `linear_ranking`.
 
     Returns:
         Predicted classes (Q,) and the chosen C.
     """
-    import warnings
+    ranking, best = linear_ranking(bank, labels, queries, iterations, 1)
+    return ranking[:, 0], best
 
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    def probe(c: float):
-        return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=iterations))
+def linear_ranking(
+    bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, iterations: int, k: int
+) -> tuple[np.ndarray, float]:
+    """The k likeliest classes of each query, (Q, k), the likeliest first, and the chosen C.
 
+    The regularisation is chosen on a tenth of the training data (of at most 10,000 images of it, for speed), never on
+    the queries, and the probe refitted on all. Of the bank, which may lie in a file, a block is in memory at a time.
+    """
     fit_x, held_x, fit_y, held_y = _held_out(bank, labels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a probe with a fixed budget of iterations
-        held = {}
-        if len(np.unique(fit_y)) > 1:  # of one image a class, nothing can be held out
-            held = {c: probe(c).fit(fit_x, fit_y).score(held_x, held_y) for c in REGULARISATIONS}
-        best = max(REGULARISATIONS, key=lambda c: held.get(c, 0.0))
-        return probe(best).fit(bank, labels).predict(queries), best
+    held = {}
+    if len(np.unique(fit_y)) > 1:  # of one image a class, nothing can be held out
+        for c in REGULARISATIONS:
+            answers = fit_logistic(fit_x, fit_y, c, iterations).ranked(held_x)[:, 0]
+            held[c] = float((answers == held_y).mean())
+    best = max(REGULARISATIONS, key=lambda c: held.get(c, 0.0))
+    return fit_logistic(bank, labels, best, iterations).ranked(queries, k), best
 
 
 def _held_out(bank: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -118,24 +119,25 @@ def sgd_predictions(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray) -
 
 def _sgd_probe(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, rate: float) -> np.ndarray:
     classes, of = np.unique(labels, return_inverse=True)
-    rows, targets = torch.tensor(bank).float(), torch.from_numpy(of)
+    targets = torch.from_numpy(of)
     generator = torch.Generator().manual_seed(0)
-    norm = torch.nn.BatchNorm1d(rows.shape[1], affine=False, eps=1e-6)
-    linear = torch.nn.Linear(rows.shape[1], len(classes))
+    norm = torch.nn.BatchNorm1d(bank.shape[1], affine=False, eps=1e-6)
+    linear = torch.nn.Linear(bank.shape[1], len(classes))
     with torch.no_grad():
         linear.weight.normal_(std=0.01, generator=generator)
         linear.bias.zero_()
-    size = min(SGD_BATCH, len(rows))
-    peak, steps = rate * size / 256, len(rows) // size  # the rest of an epoch is dropped, as there
+    size = min(SGD_BATCH, len(bank))
+    peak, steps = rate * size / 256, len(bank) // size  # the rest of an epoch is dropped, as there
     optimizer = torch.optim.SGD(linear.parameters(), lr=peak, momentum=0.9)
-    if len(rows) > 1:  # BatchNorm knows nothing of a single image
+    if len(bank) > 1:  # BatchNorm knows nothing of a single image
         for step in range(SGD_EPOCHS * steps):
             if step % steps == 0:
-                order = torch.randperm(len(rows), generator=generator)
+                order = torch.randperm(len(bank), generator=generator)
             optimizer.param_groups[0]["lr"] = peak * _warm_cosine(step / steps)
             some = order[(step % steps) * size :][:size]
             optimizer.zero_grad()
-            F.cross_entropy(linear(norm(rows[some])), targets[some]).backward()
+            rows = torch.from_numpy(bank[some.numpy()]).float()  # read from the file, where it is one
+            F.cross_entropy(linear(norm(rows)), targets[some]).backward()
             optimizer.step()
     norm.eval()
     with torch.no_grad():

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.cluster import ClusterConfig
 from pipeline.evaluate.encoders import ENCODERS, Encoders
+from pipeline.evaluate.examples import Examples
 from pipeline.evaluate.masks import IGNORED, Segmented
 from pipeline.evaluate.outputs import feature_map
 from pipeline.evaluate.protocol import Score
@@ -20,19 +21,25 @@ from pipeline.evaluate.separation import spread_over
 from pipeline.stream.views import DeviceViews
 
 MIOU, PIXELS = "segmentation_miou", "segmentation_pixel_accuracy"
+LAYERS = 4  # whose maps are joined where that is asked for
+JOINED = f"_{LAYERS}_layers"  # ends the names of those scores
 STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5)  # of weight decay, chosen on held-back training images
 HELD_BACK = 0.1
 ITERATIONS = 100
 MAX_BYTES = 2 * 2**30  # of the maps of training images; more images are left out
 CHUNK = 2**16  # cells
 BATCH = 32  # images
+SHOWN = 6  # test images that people look at
 
 # (images (B, 3, S, S) normalised, on a device) → (B, D, h, w)
 Features = Callable[[Tensor], Tensor]
 
 
-def segmentation(encoders: Encoders, pictures: Segmented, cluster: ClusterConfig, threads: int) -> list[Score | str]:
-    """Mean IoU and pixel accuracy of a linear layer on frozen patch tokens, or on the last map of a network.
+def segmentation(
+    encoders: Encoders, pictures: Segmented, cluster: ClusterConfig, threads: int, joined: bool = False
+) -> list[Score | Examples | str]:
+    """Mean IoU and pixel accuracy of a linear layer on frozen patch tokens, or on the last map of a network; and some
+    test images with what it made of them. `joined`: the same of the last four layers, see `feature_map`.
 
     As DINOv2's linear protocol (Oquab et al. 2023, arXiv 2304.07193, section 7.4): normalised tokens, one linear layer,
     logits upsampled bilinearly. Other than there, the layer is the solution of a convex problem (L-BFGS), not the end
@@ -40,45 +47,54 @@ def segmentation(encoders: Encoders, pictures: Segmented, cluster: ClusterConfig
     cross-entropy of logits upsampled by nearest neighbour; and judged is the encoder's own view, the largest central
     square at its size. On a GPU of the cluster, if the run uses one; then Ray must be connected.
     """
+    depths = (1, LAYERS) if joined else (1,)
+
+    def here() -> list[Score | Examples | str]:
+        return [result for layers in depths for result in judged(encoders, pictures, threads, layers)]
+
     if not cluster.use_gpu:
-        return list(judged(encoders, pictures, threads))
+        return here()
     import ray
 
-    task = ray.remote(num_gpus=1, max_retries=0)(lambda *given: list(judged(*given)))
-    return ray.get(task.remote(encoders, pictures, threads))
+    return ray.get(ray.remote(num_gpus=1, max_retries=0)(here).remote())
 
 
-def judged(encoders: Encoders, pictures: Segmented, threads: int) -> Iterator[Score | str]:
-    """`segmentation` in this process."""
+def judged(encoders: Encoders, pictures: Segmented, threads: int, layers: int = 1) -> Iterator[Score | Examples | str]:
+    """`segmentation` by the maps of so many last layers, in this process."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded, views = encoders.load(), encoders.sees.views
+    ending = JOINED if layers > 1 else ""
     try:
         with torch.no_grad():
             one = _seen(pictures.images[:1], views, device)
-            grid = tuple(feature_map(loaded["trained"].to(device), one).shape[2:])
+            grid = tuple(feature_map(loaded["trained"].to(device), one, layers).shape[2:])
     except ValueError as error:
-        yield f"{MIOU}, {PIXELS}: {error}"
+        yield f"{MIOU}{ending}, {PIXELS}{ending}: {error}"
         return
-    counts, dims = {}, {}
+    probes = {}
     for name in ENCODERS:
-        features = _places(grid) if name == "pixels" else partial(feature_map, loaded[name].to(device))
-        counts[name], trained_on, dims[name] = _probed(features, pictures, views, device)
+        own = partial(feature_map, loaded[name].to(device), layers=layers) if name != "pixels" else _places(grid)
+        probes[name] = _probed(own, pictures, views, device)
+    counts = {name: probe.counts for name, probe in probes.items()}
     train, test = pictures.masks[~pictures.is_test], pictures.masks[pictures.is_test]
     most = int(np.bincount(train[train != IGNORED]).argmax())
     counts["chance"] = counted(
         torch.from_numpy(np.full_like(test, most)), torch.from_numpy(test), len(pictures.classes)
     )
+    trained = probes["trained"]
+    maps = "frozen map" if layers == 1 else f"last {layers} frozen maps, joined"
     protocol = (
-        f"linear layer on the {grid[0]} × {grid[1]} places of the frozen map ({dims['trained']} channels), fitted to "
-        f"{trained_on:,} training images of {pictures.name} by L-BFGS, weight decay chosen on a tenth of them; logits "
-        f"upsampled to {test.shape[1]} pixels; {len(pictures.classes)} classes; raw pixels: mean colour and position; "
-        "chance: the most frequent class everywhere; interval over images"
+        f"linear layer on the {grid[0]} × {grid[1]} places of the {maps} ({trained.dim} channels), "
+        f"fitted to {trained.images:,} training images of {pictures.name} by L-BFGS, weight decay chosen on a "
+        f"tenth of them; logits upsampled to {test.shape[1]} pixels; {len(pictures.classes)} classes; raw pixels: mean "
+        "colour and position; chance: the most frequent class everywhere; interval over images"
     )
     for name, measure in ((MIOU, mean_iou), (PIXELS, pixel_accuracy)):
         found = {one: measure(of.sum(0)) for one, of in counts.items()}
         interval = bootstrap(partial(_resampled, measure, counts["trained"]), len(test))
-        yield score(name, protocol, len(test), found, found["chance"], interval)
+        yield score(f"{name}{ending}", protocol, len(test), found, found["chance"], interval)
+    yield trained.examples
 
 
 def _resampled(measure: Callable[[np.ndarray], float], counts: np.ndarray, rows: np.ndarray) -> float:
@@ -179,10 +195,17 @@ def class_shares(masks: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
     return found.view(batch, *grid, classes).float()
 
 
-def _probed(
-    features: Features, pictures: Segmented, views: DeviceViews, device: torch.device
-) -> tuple[np.ndarray, int, int]:
-    """What is counted on the test images, (N, 3, classes); the number of training images; the channels of the map."""
+@dataclass(frozen=True)
+class Probed:
+    """What one linear layer came to."""
+
+    counts: np.ndarray  # (N, 3, classes) of test images
+    images: int  # that it was fitted to
+    dim: int  # of the map
+    examples: Examples
+
+
+def _probed(features: Features, pictures: Segmented, views: DeviceViews, device: torch.device) -> Probed:
     classes = len(pictures.classes)
     train = np.flatnonzero(~pictures.is_test)
     with torch.no_grad():
@@ -212,19 +235,26 @@ def _probed(
     best = max(STRENGTHS, key=lambda strength: values.get(strength, 0.0))
     layer = fitted(*flat(slice(None)), best, layer)
     test = np.flatnonzero(pictures.is_test)
+
+    def map_of(rows: np.ndarray) -> Tensor:
+        return features(_seen(pictures.images[rows], views, device)).float()
+
+    shown = test[spread_over(len(test), SHOWN)]
     with torch.no_grad():
-        found = [
-            _count(
-                layer, features(_seen(pictures.images[test[part]], views, device)).float(), pictures.masks[test[part]]
-            )
-            for part in _parts(len(test))
-        ]
-    return np.concatenate(found), len(train), one.shape[1]
+        counts = [_count(layer, map_of(test[part]), pictures.masks[test[part]]) for part in _parts(len(test))]
+        answers = _answers(layer, map_of(shown), pictures.masks.shape[1:]).byte().cpu().numpy()
+    examples = Examples(pictures.classes, pictures.images[shown], pictures.masks[shown], answers)
+    return Probed(np.concatenate(counts), len(train), one.shape[1], examples)
 
 
 def _count(layer: Linear, maps: Tensor, masks: np.ndarray) -> np.ndarray:
-    logits = F.interpolate(layer(maps), masks.shape[1:], mode="bilinear", align_corners=False)
-    return counted(logits.argmax(1), torch.from_numpy(masks).to(maps.device), len(layer.bias))
+    truth = torch.from_numpy(masks).to(maps.device)
+    return counted(_answers(layer, maps, masks.shape[1:]), truth, len(layer.bias))
+
+
+def _answers(layer: Linear, maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(B, D, h, w) → the class of every pixel, (B, S, S)."""
+    return F.interpolate(layer(maps), size, mode="bilinear", align_corners=False).argmax(1)
 
 
 def _parts(count: int) -> list[slice]:

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.evaluate.classification import classification, confusion, own_classifier, sgd_probe, with_few_labels
 from pipeline.evaluate.embed import Embedding, Embeddings
 from pipeline.evaluate.encoders import Encoders, RunEncoders
+from pipeline.evaluate.examples import Examples, write_examples
 from pipeline.evaluate.health import alignment, health
 from pipeline.evaluate.image_text import image_text
 from pipeline.evaluate.knowledge import depths, knowledge, projection
@@ -53,6 +54,7 @@ def evaluate(
     *,
     also: Sequence[str] = (),
     pictures: Segmented | None = None,
+    joined: bool = False,
     threads: int | None = None,
     keep_embeddings: bool = True,
 ) -> Evaluation:
@@ -62,6 +64,7 @@ def evaluate(
     Args:
         also: names of `ON_DEMAND`.
         pictures: with masks, of the encoder's image size: it is judged on them, too.
+        joined: there also by the maps of its last four layers.
         threads: of an encoding process; None: all cores.
         keep_embeddings: in RUN/embeddings, for evaluations of this checkpoint to come.
 
@@ -80,7 +83,9 @@ def evaluate(
     evaluation = judge(encoders, store, experiment.evaluation, embedding, on_stage, also, bank, answers.append)
     if pictures is not None:
         on_stage("segmentation")
-        dense = judge_masks(encoders, pictures, embedding)
+        dense, examples = judge_masks(encoders, pictures, embedding, joined)
+        if examples:
+            write_examples(run.evaluation_file, examples, evaluation.encoder_digest)
         evaluation = evaluation.model_copy(
             update={name: getattr(evaluation, name) + getattr(dense, name) for name in ("scores", "skipped", "seconds")}
         )
@@ -163,20 +168,26 @@ def _expected(encoders: Encoders) -> tuple[str, ...]:
     return ("sgd_probe",) if isinstance(encoders.load()["trained"], MAE | SimMIM) else ()
 
 
-def judge_masks(encoders: Encoders, pictures: Segmented, embedding: Embedding) -> Evaluation:
-    """Judges an encoder by a linear layer on its feature map. Ray must be connected where it uses GPUs."""
+def judge_masks(
+    encoders: Encoders, pictures: Segmented, embedding: Embedding, joined: bool = False
+) -> tuple[Evaluation, Examples | None]:
+    """Judges an encoder by a linear layer on its feature map, `joined` also on those of its last four layers. With some
+    examples of the last that could be judged. Ray must be connected where it uses GPUs."""
     began = time.perf_counter()
-    results = segmentation(encoders, pictures, embedding.cluster, embedding.threads)
-    return Evaluation(
+    results = segmentation(encoders, pictures, embedding.cluster, embedding.threads, joined)
+    evaluation = Evaluation(
         checkpoint=encoders.checkpoint_name,
         step=encoders.step,
         store_digest=pictures.digest,
         encoder_digest=encoders.digest,
         scores=[result for result in results if isinstance(result, Score)],
-        skipped=[result for result in results if not isinstance(result, Score)],
+        skipped=[result for result in results if isinstance(result, str)],
         neighbours={},
         seconds=time.perf_counter() - began,
+        also=("layers",) if joined else (),
     )
+    examples = [result for result in results if isinstance(result, Examples)]
+    return evaluation, examples[-1] if examples else None
 
 
 def _limit(numbers: np.ndarray, config: EvaluationConfig) -> np.ndarray:

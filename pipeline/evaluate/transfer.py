@@ -9,19 +9,21 @@ from pathlib import Path
 
 from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import Encoders
+from pipeline.evaluate.examples import write_examples
 from pipeline.evaluate.masks import Segmented
 from pipeline.evaluate.outcomes import read_outcomes
 from pipeline.evaluate.protocol import Evaluation, EvaluationConfig
 from pipeline.evaluate.scoring import Answered
-from pipeline.evaluate.segmentation import MIOU, PIXELS
+from pipeline.evaluate.segmentation import JOINED, MIOU, PIXELS
 from pipeline.evaluate.suite import ON_DEMAND, judge, judge_masks, write_evaluation
 from pipeline.ingest.store import Store
 from pipeline.ingest.write import replaced
 
 # What stands in the table: enough to choose by. All scores are in the files beside it.
 SHOWN = (
-    "knn_top1", "linear_top1", "linear_sgd_bn_top1", "linear_10pct", "linear_1pct", "mean_5shot", "cluster_top1",
-    "zero_shot_top1", "retrieval_image_to_text_r1", "retrieval_text_to_image_r1", MIOU, PIXELS,
+    "knn_top1", "linear_top1", "linear_top5", "linear_sgd_bn_top1", "linear_10pct", "linear_1pct", "mean_5shot",
+    "cluster_top1", "zero_shot_top1", "retrieval_image_to_text_r1", "retrieval_text_to_image_r1", MIOU, PIXELS,
+    MIOU + JOINED, PIXELS + JOINED,
 )  # fmt: skip
 
 
@@ -31,6 +33,7 @@ class Judged:
     store: str
     file: Path
     evaluation: Evaluation
+    place: Path | None = None  # of the store; None: pictures with masks
 
 
 def judge_all(
@@ -42,10 +45,11 @@ def judge_all(
     tell: Callable[[str], None] = lambda line: None,
     also: Sequence[str] = (),
     pictures: Mapping[int, Segmented] = {},
+    joined: bool = False,
 ) -> list[Judged]:
-    """Judges every encoder on every store and on `pictures` with masks, of each encoder's image size, and writes
-    FOLDER/ENCODER--DATA.json of each. What was judged before, by the same weights on the same data, is read from there.
-    Ray must be connected.
+    """Judges every encoder on every store and on `pictures` with masks, of each encoder's image size (`joined`: also by
+    its last four layers), and writes FOLDER/ENCODER--DATA.json of each. What was judged before, by the same weights on
+    the same data, is read from there. Ray must be connected.
     """
     data = [store.path.name for store in stores] + [one.name for one in list(pictures.values())[:1]]
     names = _names([one.name for one in encoders]), _names(data)
@@ -57,8 +61,8 @@ def judge_all(
             file = judged_file(folder, name, on)
             if store is None:
                 masks = pictures[one.sees.image_size]
-                evaluation = _read(file, one.digest, masks.digest)
-                make = partial(_on_masks, file, one, masks, kept)
+                evaluation = _read(file, one.digest, masks.digest, ("layers",) if joined else ())
+                make = partial(_on_masks, file, one, masks, kept, joined)
             else:
                 evaluation = _read(file, one.digest, store.manifest.digest, also, with_outcomes=True)
                 make = partial(_on_store, file, one, store, config, kept, also)
@@ -67,7 +71,7 @@ def judge_all(
                 evaluation = make()
             else:
                 tell(f"{name} on {on}: judged before")
-            found.append(Judged(name, on, file, evaluation))
+            found.append(Judged(name, on, file, evaluation, store.path if store else None))
     return found
 
 
@@ -85,8 +89,10 @@ def _on_store(
     return evaluation
 
 
-def _on_masks(file: Path, one: Encoders, masks: Segmented, embedding: Embedding) -> Evaluation:
-    evaluation = judge_masks(one, masks, embedding)
+def _on_masks(file: Path, one: Encoders, masks: Segmented, embedding: Embedding, joined: bool) -> Evaluation:
+    evaluation, examples = judge_masks(one, masks, embedding, joined)
+    if examples:
+        write_examples(file, examples, evaluation.encoder_digest)
     with replaced(file) as written:
         written.write(evaluation.model_dump_json(indent=1).encode())
     return evaluation

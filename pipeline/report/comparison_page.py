@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluate.protocol import Evaluation
 from pipeline.report.comparison import cells, columns, read_comparison, shown_columns
 from pipeline.report.costs import Candidate, cost_plots
 from pipeline.report.learning import loss_plots, probe_plots, read_learning
 from pipeline.report.page import link_to, write_page
+from pipeline.report.plane import trials_plane
 from pipeline.report.tracks import Judgement, track
 from pipeline.settings import settings
 from pipeline.tune.compare import METHOD
@@ -135,11 +137,18 @@ def _group(rows: list[Row], trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for row in measured
         if name in row.measures
     ]
+    judged = [
+        (trial["recipe"], trial["seed"], Evaluation.model_validate({**trial["evaluation"], "neighbours": {}}))
+        for row in rows
+        for trial in trials
+        if trial["recipe"] == row.recipe and trial["evaluation"]
+    ]
     return {
         "encoder": rows[0].encoder,
         "names": [row.recipe for row in measured],
         "tracks": [one for one in tracks if one],
         "costs": cost_plots(candidates, title),
+        "plane": trials_plane(judged, name),
         "columns": titles,
         "time": titles.index("time"),
         "lines": [

@@ -10,17 +10,16 @@ import numpy as np
 import torch
 
 from pipeline.evaluate.forgetting import read_forgetting
-from pipeline.evaluate.health import complaint
 from pipeline.experiment import Experiment
 from pipeline.ingest.selection import read_selection
 from pipeline.ingest.store import DATA_CARD, Store
 from pipeline.report import pictures
 from pipeline.report.curves import draw_curves, probe_rows
-from pipeline.report.efficiency import efficiency_plot
-from pipeline.report.embedding import confusion_table, drawn_map
+from pipeline.report.efficiency import convergence_plots, efficiency_plot
+from pipeline.report.judged import judged_content
 from pipeline.report.lineage import made_with, stages
 from pipeline.report.page import Part, write_page
-from pipeline.report.scores import COLUMNS, score_table, verdict
+from pipeline.report.plane import run_plane
 from pipeline.run import Run
 from pipeline.settings import describe
 from pipeline.stream.views import ViewsConfig
@@ -52,7 +51,8 @@ def _content(run: Run) -> dict[str, Any]:
     experiment, evaluation, all_rows = run.experiment, run.evaluation, read_all_metrics(run.path)
     rows = surviving(all_rows)
     checkpoint = run.newest_checkpoint()
-    spent = Part.of(lambda: time_spent(read_events(run.path), all_rows))
+    events = read_events(run.path)
+    spent = Part.of(lambda: time_spent(events, all_rows))
     opened = Part.of(experiment.data.open)
     store: Store | None = opened.content
 
@@ -69,30 +69,23 @@ def _content(run: Run) -> dict[str, Any]:
         rebuilt = of_checkpoint(lambda checkpoint, store: pictures.reconstructions(experiment, checkpoint, store))
     if issubclass(OBJECTIVES[experiment.objective.name], ImageTextObjective):
         retrieved = of_checkpoint(lambda checkpoint, store: pictures.retrieved_captions(experiment, checkpoint, store))
-    finetuned = Part.of(lambda: read_table(run))
+    finetuned, sides = Part.of(lambda: read_table(run)), (f"from {run.path.name}", "from scratch")
     forgotten = Part.of(lambda: read_forgetting(run.path))
-    found = of_store(lambda store: pictures.neighbours(evaluation, store)) if evaluation else Part()
     return {
         "run": run,
         "headline": headline(experiment, rows, checkpoint, store),
         "experiment": experiment,
-        "evaluation": evaluation,
-        "verdict": verdict(evaluation),
-        "complaint": complaint(**evaluation.health) if evaluation and evaluation.health else None,
-        "columns": COLUMNS,
-        "table": score_table(evaluation.scores) if evaluation and evaluation.scores else None,
-        "curves": draw_curves(rows, probe_rows(read_events(run.path), experiment.data.batch_size)),
-        "efficiency": finetuned.content
-        and efficiency_plot(finetuned.content["rows"], (f"from {run.path.name}", "from scratch")),
+        **judged_content(evaluation, run.evaluation_file, of_store),
+        "told_classes": experiment.needs_labels,
+        "plane": run_plane(evaluation, events),
+        "curves": draw_curves(rows, probe_rows(events, experiment.data.batch_size)),
+        "efficiency": finetuned.content and efficiency_plot(finetuned.content["rows"], sides),
+        "convergence": convergence_plots(finetuned.content["convergence"], sides) if finetuned.content else [],
         "finetuned": finetuned if finetuned.content or finetuned.missing else None,  # else no such section
         "time": spent,
         "restarts": len(spent.content["attempts"] if spent.content else attempts(rows)) - 1,
         "operations": operations(experiment.views),
         "views": of_store(lambda store: pictures.training_views(experiment)),
-        "neighbours": found,
-        "map": of_store(lambda store: drawn_map(evaluation, store)) if evaluation and evaluation.map else None,
-        "confusion": confusion_table(evaluation.confusion) if evaluation and evaluation.confusion else None,
-        "agreement": pictures.agreement(found.content or []),
         "reconstructions": rebuilt,
         "retrieved": retrieved,
         "data": of_store(data_summary),

@@ -7,10 +7,12 @@ from pipeline.evaluate.protocol import Evaluation, Score
 SCORE_TITLES = {
     "knn_top1": "k-NN",
     "linear_top1": "linear probe",
+    "linear_top5": "linear probe, top-5",
     "linear_sgd_bn_top1": "linear probe as MAE's",
     "knn_top1_projection": "k-NN, after the projector",
     "linear_top1_projection": "linear probe, after the projector",
     "classifier_top1": "classifier",
+    "classifier_top5": "classifier, top-5",
     "mean_1shot": "1 label a class",
     "mean_5shot": "5 labels a class",
     "linear_1pct": "linear probe, 1 % of labels",
@@ -21,6 +23,8 @@ SCORE_TITLES = {
     "zero_shot_top1": "zero-shot",
     "segmentation_miou": "mean IoU",
     "segmentation_pixel_accuracy": "pixel accuracy",
+    "segmentation_miou_4_layers": "mean IoU, four layers",
+    "segmentation_pixel_accuracy_4_layers": "pixel accuracy, four layers",
     **{f"linear_top1_depth{part}": f"linear probe after part {part}" for part in range(1, 6)},
     **{f"knows_{what}_h": f"knows {what}" for what in ("colour", "rotation", "corruption", "sobel")},
     **{

@@ -4,10 +4,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluate.examples import read_examples
 from pipeline.evaluate.protocol import Score
 from pipeline.evaluate.transfer import SHOWN, Judged
+from pipeline.report.encoder_page import encoder_page
 from pipeline.report.page import link_to, write_page
 from pipeline.report.scores import SCORE_TITLES
+from pipeline.report.segmented import Segmentations, segmentations
 from pipeline.report.tracks import Judgement, track
 from pipeline.tune.comparison import reach, sampling
 
@@ -42,11 +45,22 @@ def _part(folder: Path, store: str, judged: Sequence[Judged]) -> dict[str, Any]:
         "titles": [SCORE_TITLES[name] for name in names],
         "tracks": [one for one in tracks if one][:DRAWN],
         "judged": order,
-        "rows": [(one, [one.evaluation.score(name) for name in names], link_to(one.file, folder)) for one in order],
+        "rows": [
+            (one, [one.evaluation.score(name) for name in names], link_to(encoder_page(one.file), folder))
+            for one in order
+        ],
         "queries": max((s.num_queries for one in order for s in one.evaluation.scores), default=0),
         "protocols": [(SCORE_TITLES[name], protocols[name]) for name in names],
+        "segmented": _segmented(order),
         "skipped": [(one.encoder, reason) for one in order for reason in one.evaluation.skipped],
     }
+
+
+def _segmented(judged: Sequence[Judged]) -> Segmentations | None:
+    """The same pictures with the answers of each encoder; None: of a store, or of older evaluations."""
+    found = {one.encoder: read_examples(one.file, one.evaluation.encoder_digest) for one in judged if not one.place}
+    kept = {name: examples for name, examples in found.items() if examples}
+    return segmentations(kept) if kept else None
 
 
 def _value(one: Judged, name: str) -> float:

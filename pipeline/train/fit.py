@@ -47,13 +47,14 @@ def fit(
     tell: Tell = lambda line: None,
     sharing: int = 1,
     probe: OnlineProbe | None = None,
+    keep_at: Sequence[int] = (),
 ) -> None:
     """Trains until the last step, from the newest checkpoint if there is one; returns at once if nothing is left.
 
     Ray must be connected. SIGTERM and Ctrl-C, once, let the workers save and leave. Workers that leave a node that is
     about to go are started anew at once. `on_row` receives each new row of metrics, `tell` a line for a person. Without
     GPUs a worker takes as many threads as its node has cores for it, when `sharing` runs share them. `probe` judges
-    checkpoints meanwhile; None: as the experiment says.
+    checkpoints meanwhile; None: as the experiment says. `keep_at`: steps that are saved, and kept.
 
     Raises:
         TrainingFailed: with the cause.
@@ -74,7 +75,7 @@ def fit(
             if idle == PATIENCE:
                 raise TrainingFailed(f"the workers left {PATIENCE} times without a step gained after step {step}")
             before = step
-            trainer = _trainer(experiment, run, sharing, probe.at if probe else ())
+            trainer = _trainer(experiment, run, sharing, probe.at if probe else (), keep_at)
             error = _run_workers(trainer, run, probe, on_row, tell)
             failure = read_failure(run.path)
             if failure is not None:
@@ -122,7 +123,7 @@ def _run_workers(trainer: Any, run: Run, probe: OnlineProbe | None, on_row: OnRo
     return failed[0] if failed else None
 
 
-def _trainer(experiment: Experiment, run: Run, sharing: int, save_at: Sequence[int]) -> Any:
+def _trainer(experiment: Experiment, run: Run, sharing: int, save_at: Sequence[int], keep_at: Sequence[int]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -135,6 +136,7 @@ def _trainer(experiment: Experiment, run: Run, sharing: int, save_at: Sequence[i
             "experiment": experiment.model_dump(mode="json"),
             "sharing": sharing,
             "save_at": list(save_at),
+            "keep_at": list(keep_at),
         },
         scaling_config=ScalingConfig(
             num_workers=(cluster.worlds[0], cluster.workers) if cluster.is_elastic else cluster.workers,

@@ -123,7 +123,9 @@ def train_worker(config: dict[str, Any]) -> None:
     start = broadcast_from_rank_zero(Start.look(run) if rank == 0 else None)
     if start is None:
         return
-    worker = Worker(run, experiment, start, device, rank, context.get_world_size(), began, config["save_at"])
+    worker = Worker(
+        run, experiment, start, device, rank, context.get_world_size(), began, config["save_at"], config["keep_at"]
+    )
     try:
         worker.train()
     except NotFinite as error:  # on all ranks alike: none is left to be restarted
@@ -146,10 +148,12 @@ class Worker:
         world_size: int,
         began: float,
         save_at: Sequence[int] = (),
+        keep_at: Sequence[int] = (),
     ) -> None:
         self.run, self.experiment, self.device = run, experiment, device
         self.rank, self.world_size, self.began = rank, world_size, began
-        self.attempt, self.skips, self.save_at = start.attempt, start.skips, save_at
+        self.attempt, self.skips = start.attempt, start.skips
+        self.save_at, self.keep_at = {*save_at, *keep_at}, keep_at
         log = run.path / "logs" / f"hang-{self.attempt.number:03d}-rank{rank}.txt"
         self.alarm = Alarm(log, experiment.cluster.hang_seconds)
         self.stream = open_batches(experiment)
@@ -196,6 +200,7 @@ class Worker:
                 self.run.checkpoints,
                 keep=training.keep_checkpoints,
                 keep_best=training.keep_best,
+                keep_at=self.keep_at,
                 is_current=lambda: self.attempt.is_current,
                 on_saved=self._saved,
             )

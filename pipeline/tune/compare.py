@@ -189,9 +189,10 @@ def compare(
     tell: Tell = lambda line: None,
     record: Callable[[Sequence[Trial]], object] = lambda trials: None,
     also: Sequence[str] = (),
+    curves: bool = False,
 ) -> list[Trial]:
     """Trains and evaluates every contender with the seeds 0 … `seeds` − 1, all with one seed before the next; `also`:
-    see `evaluate`.
+    see `evaluate`. `curves`: the contenders are supervised, and judged along the way, see `judge_convergence`.
 
     Ray must be connected, unless all trials were finished before: those are read from their run directories. A trial
     that was begun goes on from its newest checkpoint; a failing one fails alone. `tell` receives a line whenever a
@@ -211,7 +212,7 @@ def compare(
         )
         results = run_trials(
             _trial,
-            _space([contender.trial(seed) for contender, seed in planned], left, also),
+            _space([contender.trial(seed) for contender, seed in planned], left, also, curves),
             directory,
             concurrent,
             teller(progress.starts, progress.ends, progress.fails),
@@ -228,7 +229,7 @@ def read_trials(found: Sequence[Contender], seeds: int, directory: Path, store: 
     return [read_trial(contender, seed, directory, store) for seed in range(seeds) for contender in found]
 
 
-def _space(experiments: list[Experiment], left: list[int], also: Sequence[str]) -> dict[str, Any]:
+def _space(experiments: list[Experiment], left: list[int], also: Sequence[str], curves: bool) -> dict[str, Any]:
     from ray import tune
 
     return {
@@ -236,6 +237,7 @@ def _space(experiments: list[Experiment], left: list[int], also: Sequence[str]) 
         "experiments": [experiment.model_dump_json() for experiment in experiments],
         "command": typed_command(),
         "also": list(also),
+        "curves": curves,
     }
 
 
@@ -261,6 +263,7 @@ def _trial(config: dict[str, Any]) -> None:
     from ray import tune
 
     from pipeline.cluster import cores_each
+    from pipeline.evaluate.convergence import judge_convergence, judged_steps
     from pipeline.evaluate.suite import evaluate
     from pipeline.report.run_report import write_report
     from pipeline.train.fit import fit
@@ -268,11 +271,14 @@ def _trial(config: dict[str, Any]) -> None:
     experiment = build_experiment(json.loads(config["experiments"][config["place"]]))
     run = Run.prepare(trial_run(experiment, Path(config["directory"])), experiment, config["command"])
     append_event(run.path, "command", pid=os.getpid())
-    code = 1
+    code, threads = 1, cores_each(config["sharing"])
+    steps = judged_steps(experiment, experiment.data.open()) if config["curves"] else []
     try:
-        fit(experiment, run, sharing=config["sharing"])
+        fit(experiment, run, sharing=config["sharing"], keep_at=steps)
         append_event(run.path, "evaluate")
-        evaluate(run, also=config["also"], threads=cores_each(config["sharing"]), keep_embeddings=False)
+        if steps:
+            judge_convergence(run, steps, threads)
+        evaluate(run, also=config["also"], threads=threads, keep_embeddings=False)
         append_event(run.path, "evaluated")
         code = 0
     finally:

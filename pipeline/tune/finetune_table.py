@@ -1,25 +1,29 @@
 """What fine-tuning shows: with how many labels it helps to begin with the encoder of a run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluate.convergence import MAX_IMAGES
 from pipeline.experiment import Experiment
 from pipeline.ingest.write import replaced
 from pipeline.run import Run
 from pipeline.tune.compare import Trial
 from pipeline.tune.comparison import Spread, reach, sampling
+from pipeline.tune.convergence import Convergence, restored
 from pipeline.tune.finetune import FOLDER, Arm, Budget
 from ssl_models.objectives import OBJECTIVES, Objective
 
-TABLE, SCORE = "table.json", "classifier_top1"
+TABLE, SCORE, TOP5 = "table.json", "classifier_top1", "classifier_top5"
+SPREADS = ("run", "scratch", "gain", "run_top5", "scratch_top5")  # of a row
 
 
 @dataclass(frozen=True)
 class Row:
-    """A budget in the table: top-1 of the classifiers on the test split, over the draws that have ended."""
+    """A budget in the table: top-1 of the classifiers on the test split, over the draws that have ended; of more than
+    five classes top-5, too."""
 
     labels: str
     images: int
@@ -28,6 +32,8 @@ class Row:
     scratch: Spread | None
     gain: Spread | None  # of the run over from scratch, with the same labels and seed
     num_queries: int
+    run_top5: Spread | None = None
+    scratch_top5: Spread | None = None
 
     @property
     def differs(self) -> bool:
@@ -37,35 +43,47 @@ class Row:
         noise = sum(sampling(spread.mean, self.num_queries) for spread in (self.run, self.scratch))
         return abs(self.gain.mean) > reach([self.gain], noise)
 
-    @property
-    def cells(self) -> tuple[str, ...]:
-        shown = [spread.percent() if spread else "–" for spread in (self.run, self.scratch)]
+    def cells(self, with_top5: bool) -> tuple[str, ...]:
+        shown = [self.run, self.scratch, *((self.run_top5, self.scratch_top5) if with_top5 else ())]
+        run, scratch, *top5 = (spread.percent() if spread else "–" for spread in shown)
         gain = f"{100 * self.gain.mean:+.1f}" if self.gain else "–"
-        return (self.labels, f"{self.images:,}", *shown, gain)
+        return (self.labels, f"{self.images:,}", run, scratch, gain, *top5)
 
 
-def columns(run: Run) -> tuple[str, ...]:
-    """The names of a row's cells."""
-    return ("labels", "images", f"from {run.path.name}, %", "from scratch, %", "gain")
+def lines(run: Run, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The table as text: its columns, then a line a row."""
+    with_top5 = any(row.run_top5 or row.scratch_top5 for row in rows)
+    names = ("labels", "images", f"from {run.path.name}, %", "from scratch, %", "gain")
+    top5 = (f"top-5 from {run.path.name}, %", "top-5 from scratch, %") if with_top5 else ()
+    return [names + top5, *(row.cells(with_top5) for row in rows)]
 
 
 def table(found: Sequence[Arm], trials: Sequence[Trial]) -> list[Row]:
     """A row a budget, in their order."""
-    scores: dict[tuple[Budget, bool], dict[int, float]] = {}
     queries = {0}
-    for arm in found:
-        for trial in trials:
-            score = trial.evaluation.score(SCORE) if trial.recipe == arm.recipe and trial.evaluation else None
-            if score is not None:
-                scores.setdefault((arm.budget, arm.starts), {})[trial.seed] = score.trained
-                queries.add(score.num_queries)
+
+    def values(name: str, budget: Budget, starts: bool) -> dict[int, float]:
+        """Of each draw that has ended."""
+        recipe = next(arm.recipe for arm in found if arm.budget == budget and arm.starts == starts)
+        scores = {
+            trial.seed: score
+            for trial in trials
+            if trial.recipe == recipe and trial.evaluation and (score := trial.evaluation.score(name))
+        }
+        queries.update(score.num_queries for score in scores.values())
+        return {draw: score.trained for draw, score in scores.items()}
+
+    def spread(values: Collection[float]) -> Spread | None:
+        return Spread.of(list(values)) if values else None
+
     rows = []
     for arm in (arm for arm in found if arm.starts):
-        ours, theirs = (scores.get((arm.budget, starts), {}) for starts in (True, False))
+        ours, theirs = (values(SCORE, arm.budget, starts) for starts in (True, False))
         gains = [ours[draw] - theirs[draw] for draw in sorted(ours.keys() & theirs.keys())]
-        run, scratch, gain = (Spread.of(list(v)) if v else None for v in (ours.values(), theirs.values(), gains))
+        run, scratch, gain = (spread(of) for of in (ours.values(), theirs.values(), gains))
+        top5 = [spread(values(TOP5, arm.budget, starts).values()) for starts in (True, False)]
         seen = arm.experiment.training.images_seen
-        rows.append(Row(str(arm.budget), arm.images, seen, run, scratch, gain, max(queries)))
+        rows.append(Row(str(arm.budget), arm.images, seen, run, scratch, gain, max(queries), *top5))
     return rows
 
 
@@ -106,11 +124,21 @@ def explanation(found: Sequence[Arm], there: Experiment, draws: int) -> str:
     if OBJECTIVES[there.objective.name].embed is not Objective.embed:
         name = there.objective.name
         words.append(f"{name} showed its encoder other pictures than these views: it begins at a disadvantage.")
+    words.append(
+        f"Learning curves: the same classifiers along the way, on at most {MAX_IMAGES:,} training images whose labels "
+        "were not given; the run itself may have seen these, without labels. Both sides' rates end at the same step."
+    )
     return " ".join(words)
 
 
 def write_table(
-    run: Run, rows: Sequence[Row], found: Sequence[Arm], trials: Sequence[Trial], explained: str, command: str
+    run: Run,
+    rows: Sequence[Row],
+    curves: Sequence[Convergence],
+    found: Sequence[Arm],
+    trials: Sequence[Trial],
+    explained: str,
+    command: str,
 ) -> Path:
     """Writes `RUN/finetune/table.json`."""
     path = run.path / FOLDER / TABLE
@@ -120,6 +148,7 @@ def write_table(
         "explanation": explained,
         "verdict": verdict(rows, run.path.name),
         "rows": [asdict(row) for row in rows],
+        "convergence": [asdict(curve) for curve in curves],
         "trials": [
             {"trial": trial.recipe, "draw": trial.seed, "run": trial.run, "top1": trial.accuracy(SCORE),
              "error": trial.error}
@@ -143,7 +172,8 @@ def read_table(run: Run) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
         for row in content["rows"]:
-            row |= {name: Spread(**row[name]) if row[name] else None for name in ("run", "scratch", "gain")}
-        return {**content, "columns": columns(run), "rows": [Row(**row) for row in content["rows"]]}
+            row |= {name: Spread(**row[name]) if row.get(name) else None for name in SPREADS}
+        rows, curves = [Row(**row) for row in content["rows"]], content.get("convergence", [])
+        return {**content, "lines": lines(run, rows), "rows": rows, "convergence": [restored(one) for one in curves]}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no table of `feral finetune`: {error}") from None

@@ -4,7 +4,9 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -109,3 +111,40 @@ class Watch:
         for pid, process in tree().items():
             now[process.kind] = max(now[process.kind], process.rss)
             self.cpu[pid] = process.cpu
+
+
+@dataclass
+class Memory:
+    """Of this process, in bytes."""
+
+    before: int  # its own, without mapped files
+    own: int = 0  # the most of that since
+    resident: int = 0  # the most, with the pages of mapped files that happen to be in memory
+
+    @property
+    def grown(self) -> int:
+        return max(0, self.own - self.before)
+
+
+@contextmanager
+def anonymous(seconds: float = 0.005) -> Iterator[Memory]:
+    """Samples the memory of this process in a thread."""
+    found, ended = Memory(_status("RssAnon")), threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(seconds):
+            found.own = max(found.own, _status("RssAnon"))
+            found.resident = max(found.resident, _status("VmRSS"))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

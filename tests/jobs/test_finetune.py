@@ -1,6 +1,7 @@
 """Fine-tuning against training from scratch: what differs, what the table says, and a real one that is resumed."""
 
 import json
+from dataclasses import replace
 from math import log10
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.finetune import parse_budgets
+from pipeline.evaluate.convergence import read_learned
 from pipeline.evaluate.protocol import Evaluation, Score
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.report.efficiency import efficiency_plot
@@ -17,8 +19,10 @@ from pipeline.settings import settings
 from pipeline.train.checkpoints import newest_checkpoint, save_checkpoint
 from pipeline.train.worker import fresh_state
 from pipeline.tune.compare import Trial
+from pipeline.tune.comparison import Spread
+from pipeline.tune.convergence import Convergence, Sooner
 from pipeline.tune.finetune import Arm, Budget, arms, base_experiment, usual_epochs
-from pipeline.tune.finetune_table import columns, explanation, read_table, table, verdict, write_table
+from pipeline.tune.finetune_table import explanation, lines, read_table, table, verdict, write_table
 from tests.pipeline.test_loop import run as train
 from tests.pipeline.test_start import CPU, VIT, begun
 
@@ -135,7 +139,8 @@ def judged(start: Run) -> tuple[list[Arm], list[Trial]]:
 
 def test_the_verdict_tells_gains_of_pairs_from_chance(start):
     rows = table(*judged(start))
-    assert [row.cells for row in rows] == [
+    assert lines(start, rows)[0][-1] == "gain"
+    assert lines(start, rows)[1:] == [
         ("10 %", "23", "41.0 ± 1.0", "31.0 ± 1.0", "+10.0"),
         ("2 a class", "6", "21.0 ± 1.0", "26.0 ± 1.0", "-5.0"),
         ("100 %", "229", "71.0 ± 1.0", "70.7 ± 0.7", "-0.2"),
@@ -144,6 +149,16 @@ def test_the_verdict_tells_gains_of_pairs_from_chance(start):
         "From first: better than from scratch with 10 % (+10.0); worse with 2 a class (-5.0); not distinguishable from "
         "scratch with 100 % (-0.2)."
     )
+
+
+def test_top_5_stands_in_the_table_of_more_than_five_classes(start):
+    found, trials = judged(start)
+    score = trials[0].evaluation.score("classifier_top1")
+    more = score.model_copy(update={"name": "classifier_top5", "trained": 0.8})
+    trials[0] = replace(trials[0], evaluation=trials[0].evaluation.model_copy(update={"scores": [score, more]}))
+    titles, first, second, _ = lines(start, table(found, trials))
+    assert titles[-2:] == ("top-5 from first, %", "top-5 from scratch, %")
+    assert (first[-2:], second[-2:]) == (("80.0", "–"), ("–", "–"))
 
 
 def test_a_single_draw_and_none_conclude_nothing(start):
@@ -188,18 +203,22 @@ def test_the_report_of_the_run_shows_the_table(start):
     assert "Fine-tuned" not in write_report(start).read_text()
     (start.path / "finetune").mkdir()
     explained = explanation(found, start.experiment, 3)
-    path = write_table(start, rows, found, trials, explained, "feral finetune first")
+    side = tuple((images, Spread(share, 0.01, 3)) for images, share in ((100, 0.2), (200, 0.3), (400, 0.4)))
+    curves = [Convergence("10 %", 200, side, side, Sooner(1.0), (1.0, 1.0, 1.0))]
+    path = write_table(start, rows, curves, found, trials, explained, "feral finetune first")
     content = json.loads(path.read_text())
     assert content["rows"][0]["run"] == {"mean": pytest.approx(0.41), "std": pytest.approx(0.01), "count": 3}
     assert len(content["trials"]) == 18
     assert {"draw": 2, "error": "TrainingFailed: full disk"}.items() <= content["trials"][-1].items()
     read = read_table(start)
-    assert (read["rows"], read["columns"]) == (rows, columns(start))
+    assert (read["rows"], read["lines"], read["convergence"]) == (rows, lines(start, rows), curves)
     page = write_report(start).read_text()
     for words in (verdict(rows, "first"), "41.0 ± 1.0", "from scratch, %", "feral finetune first", 'href="#finetuned"'):
         assert words in page
     assert "Data efficiency" in page
     assert "from scratch, 229 images: 70.7 ± 0.7 %" in page
+    assert "10 %: the 40.0 % at which training from scratch ends are reached no sooner" in page
+    assert "from first, 200 images: 30.0 ± 1.0 %" in page
     path.write_text("{}")
     assert "is no table of `feral finetune`" in write_report(start).read_text()
     path.unlink()
@@ -227,6 +246,7 @@ def test_a_run_is_fine_tuned_and_the_command_resumes(ray_local, small_experiment
         assert evaluation.score("classifier_top1").num_queries > 20
         assert "bank of 6 clean images" in evaluation.score("knn_top1").protocol  # no other labels are looked at
         assert Run(path).report_file.exists()
+        assert [images for images, _ in read_learned(path).points] == [32, 64]
     before = [Run(path).evaluation_file.stat().st_mtime_ns for path in trials]
     assert "2 of 4 trials were finished before" in command(2)
     assert [Run(path).evaluation_file.stat().st_mtime_ns for path in trials] == before

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from pipeline.cluster import ClusterConfig
 from pipeline.evaluate import segmentation as dense
 from pipeline.evaluate.encoders import RunEncoders
+from pipeline.evaluate.examples import Examples, examples_file, read_examples
 from pipeline.evaluate.foreign import find_encoders
 from pipeline.evaluate.masks import IGNORED, Segmented, read_segmented
 from pipeline.evaluate.outputs import feature_map
@@ -25,10 +26,14 @@ from pipeline.evaluate.segmentation import (
     pixel_accuracy,
     segmentation,
 )
+from pipeline.evaluate.separation import spread_over
 from pipeline.evaluate.suite import evaluate
 from pipeline.evaluate.transfer import judge_all, table
 from pipeline.experiment import build_experiment
 from pipeline.export.exporting import export
+from pipeline.report.run_report import write_report
+from pipeline.report.segmented import segmentations
+from pipeline.report.transfer_page import write_transfer_page
 from pipeline.run import Run
 from pipeline.stream.views import DeviceViews, ViewsConfig
 from pipeline.train.checkpoints import save_checkpoint
@@ -58,7 +63,7 @@ def run(small_experiment, tmp_path) -> Run:
 
 
 def probed(pictures: Segmented, features) -> np.ndarray:
-    return dense._probed(features, pictures, VIEWS, CPU)[0].sum(0)
+    return dense._probed(features, pictures, VIEWS, CPU).counts.sum(0)
 
 
 def classes_of(images: Tensor) -> Tensor:
@@ -173,8 +178,8 @@ def test_the_strength_is_not_chosen_on_test_images(pictures, monkeypatch):
 
 def test_large_maps_take_fewer_training_images(pictures, monkeypatch):
     monkeypatch.setattr(dense, "MAX_BYTES", 4 * 10 * CLASSES * 16 * 16)
-    _, trained_on, dim = dense._probed(classes_of, pictures, VIEWS, CPU)
-    assert (trained_on, dim) == (10, CLASSES)
+    found = dense._probed(classes_of, pictures, VIEWS, CPU)
+    assert (found.images, found.dim) == (10, CLASSES)
 
 
 # ---- encoders ------------------------------------------------------------------------------------------------------
@@ -208,6 +213,23 @@ def test_the_map_is_what_embeddings_are_pooled_from(objective, encoder, shape):
             assert torch.allclose(found.mean((2, 3)), made.embed(images), atol=1e-5)
         else:
             assert torch.allclose(found, made.encoder.features(images))
+
+
+def test_the_last_layers_are_joined_at_the_size_of_the_largest():
+    torch.manual_seed(0)
+    vit, resnet = build({"name": "simclr"}, VIT), build({"name": "simclr"}, SMALL)
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        tokens, maps = feature_map(vit, images, 2), feature_map(resnet, images, 4)
+        assert tokens.shape == (3, 64, 4, 4)
+        assert torch.allclose(tokens[:, 32:], vit.encoder.features(images), atol=1e-6)  # the last block, after its norm
+        stages = resnet.encoder.model.forward_intermediates(images, intermediates_only=True)[1:]
+        assert maps.shape == (3, 8 + 8 + 16 + 16, *stages[0].shape[2:])
+        assert torch.equal(maps[:, :8], stages[0])
+        last = F.interpolate(stages[-1], stages[0].shape[2:], mode="bilinear")
+        assert torch.allclose(maps[:, -16:], last, atol=1e-6)
+        with pytest.raises(ValueError, match="has no 4 layers with maps"):
+            feature_map(vit, images, 4)
 
 
 def test_encoders_without_a_map_are_passed_over_with_the_reason(pictures, tmp_path):
@@ -246,6 +268,54 @@ def test_a_run_is_judged_on_masks_beside_its_store(run, pictures, monkeypatch):
     assert accuracy.chance == pytest.approx(3 * iou.chance)  # all is ground
     assert "4 × 4 places" in iou.protocol
     assert evaluate(run, pictures=pictures, threads=1).score(MIOU) == iou
+
+
+def test_joined_layers_are_scores_of_their_own(run, pictures, monkeypatch):
+    monkeypatch.setattr(dense, "LAYERS", 2)
+    results = segmentation(RunEncoders.of(run), pictures, ClusterConfig(), 1, joined=True)
+    plain, _, plain_examples, joined, accuracy, examples = results
+    assert [plain.name, joined.name, accuracy.name] == [MIOU, f"{MIOU}_4_layers", f"{PIXELS}_4_layers"]
+    assert "places of the frozen map (32 channels)" in plain.protocol
+    assert "places of the last 2 frozen maps, joined (64 channels)" in joined.protocol
+    assert joined.raw_pixels == plain.raw_pixels
+    assert not np.array_equal(plain_examples.answers, examples.answers)
+
+
+def test_examples_are_what_was_counted_and_are_shown(run, pictures, monkeypatch):
+    embed_here(monkeypatch)
+    evaluation = evaluate(run, pictures=pictures, threads=1)
+    found = read_examples(run.evaluation_file, evaluation.encoder_digest)
+    assert found is not None
+    test = np.flatnonzero(pictures.is_test)
+    chosen = test[spread_over(len(test), 6)]
+    assert np.array_equal(found.images, pictures.images[chosen])
+    counts = counted(torch.from_numpy(found.answers), torch.from_numpy(found.masks), CLASSES)
+    low, high = evaluation.score(PIXELS).reach
+    assert low - 0.15 < pixel_accuracy(counts.sum(0)) < high + 0.15  # six of the ten
+    assert read_examples(run.evaluation_file, "of other weights") is None
+    page = write_report(run).read_text()
+    assert page.count(">mask</figcaption>") == 6
+    for name in (*pictures.classes, "no class", "% right"):
+        assert name in page
+    examples_file(run.evaluation_file).write_bytes(b"damaged")
+    assert "holds no examples of an evaluation" in write_report(run).read_text()
+
+
+def test_more_classes_than_colours_share_the_last():
+    masks = np.arange(16, dtype=np.uint8).repeat(16).reshape(1, 16, 16)
+    names = tuple(f"class {number}" for number in range(20))
+    drawn = segmentations({"ours": Examples(names, np.zeros((1, 16, 16, 3), np.uint8), masks, masks)})
+    assert len(drawn.legend) == len({colour for colour, _ in drawn.legend}) == 10
+    assert drawn.legend[-1][1] == "7 more classes"
+    assert drawn.rows[0][-1].text == "ours, 100 % right"
+
+
+def test_encoders_answer_side_by_side_about_the_same_pictures(run, pictures, tmp_path):
+    first = RunEncoders.of(run)
+    found = judge_all([first, first], [], tmp_path, EvaluationConfig(), HERE, pictures={16: pictures})
+    page = write_transfer_page(tmp_path, found, "feral evaluate").read_text()
+    assert page.count(">mask</figcaption>") == 6
+    assert page.count(">run-2, ") == page.count(">run-1, ") == 6
 
 
 def test_encoders_stand_in_a_table_of_masks_alone_and_are_judged_once(run, pictures, tmp_path):

@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class CheckpointWriter:
     Args:
         keep: the newest checkpoints that stay.
         keep_best: the best ones by score that stay besides; a score is better lower unless `higher_is_better`.
+        keep_at: steps whose checkpoints stay, too.
         is_current: whether this attempt may still write to the run; asked before each try and last before the commit.
         on_saved: called in the thread after each commit.
         sleep: waits before a further try.
@@ -73,12 +75,20 @@ class CheckpointWriter:
         keep: int,
         keep_best: int = 0,
         higher_is_better: bool = False,
+        keep_at: Container[int] = (),
         is_current: Callable[[], bool] = lambda: True,
         on_saved: Callable[[Saved], None] = lambda saved: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.directory = directory
-        self._keep, self._keep_best, self._higher_is_better = keep, keep_best, higher_is_better
+        self._remove_old = partial(
+            remove_old,
+            directory,
+            keep=keep,
+            keep_best=keep_best,
+            higher_is_better=higher_is_better,
+            keep_at=keep_at,
+        )
         self._is_current, self._on_saved, self._sleep = is_current, on_saved, sleep
         self._copy = HostCopy()
         self._verified: set[Path] = set()
@@ -168,13 +178,7 @@ class CheckpointWriter:
         try:
             if self._is_current():
                 remove_unfinished(self.directory)
-                remove_old(
-                    self.directory,
-                    keep=self._keep,
-                    keep_best=self._keep_best,
-                    higher_is_better=self._higher_is_better,
-                    verified=self._verified,
-                )
+                self._remove_old(verified=self._verified)
         except OSError as error:
             print(f"old checkpoints below {self.directory} cannot be removed now: {error}", flush=True)
 

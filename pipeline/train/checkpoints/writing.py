@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,16 @@ def write_checkpoint(
 
 
 def remove_old(
-    directory: Path, *, keep: int, keep_best: int = 0, higher_is_better: bool = False, verified: set[Path]
+    directory: Path,
+    *,
+    keep: int,
+    keep_best: int = 0,
+    higher_is_better: bool = False,
+    keep_at: Container[int] = (),
+    verified: set[Path],
 ) -> None:
-    """Removes the whole checkpoints that are neither among the newest `keep` nor among the best `keep_best`, and were
-    never promoted.
+    """Removes the whole checkpoints that are neither among the newest `keep` nor among the best `keep_best`, nor of the
+    steps `keep_at`, and were never promoted.
 
     Damaged ones count for neither, and are set aside. Digests are compared once for each directory that is not yet in
     `verified`, which is added to. What cannot be read now or cannot be removed stays, with a line.
@@ -110,8 +116,8 @@ def remove_old(
             _set_aside(path, str(damage))
         except OSError as error:
             print(f"checkpoint {path} cannot be read now, and stays: {error}", flush=True)
-    promoted = [c for c in whole if (c.path / KEEP).exists()]
-    kept = {c.path for c in [*whole[-keep:], *by_score(whole, higher_is_better)[:keep_best], *promoted]}
+    asked = [c for c in whole if c.step in keep_at or (c.path / KEEP).exists()]
+    kept = {c.path for c in [*whole[-keep:], *by_score(whole, higher_is_better)[:keep_best], *asked]}
     for old in whole:
         if old.path not in kept:
             _discard(old.path)

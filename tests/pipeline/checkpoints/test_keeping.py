@@ -80,6 +80,11 @@ def test_the_newest_and_the_best_stay(tmp_path, keep, keep_best, higher, expecte
     assert [c.step for c in checkpoints(tmp_path)] == expected
 
 
+def test_steps_that_were_asked_for_stay(tmp_path):
+    write(tmp_path, 1, 2, 3, 4, 5, keep=1, keep_at={2, 3}).close()
+    assert [c.step for c in checkpoints(tmp_path)] == [2, 3, 5]
+
+
 def test_damaged_checkpoints_do_not_count_among_those_kept(tmp_path):
     write(tmp_path, 1, 2, 3, 4, scores=[0.0, 5.0, 6.0, 7.0]).close()
     flip(tmp_path / "step_000000001" / FILES[0])  # the best

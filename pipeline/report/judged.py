@@ -1,0 +1,45 @@
+"""What pages show of an evaluation: verdict, scores, health, neighbours, map, confusion, segmented pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluate.examples import read_examples
+from pipeline.evaluate.health import complaint
+from pipeline.evaluate.protocol import Evaluation
+from pipeline.evaluate.segmentation import MIOU
+from pipeline.ingest.store import Store
+from pipeline.report import pictures
+from pipeline.report.embedding import confusion_table, drawn_map
+from pipeline.report.page import Part
+from pipeline.report.scores import COLUMNS, score_table, verdict
+from pipeline.report.segmented import segmentations
+
+
+def judged_content(
+    evaluation: Evaluation | None, file: Path, of_store: Callable[[Callable[[Store], Any]], Part]
+) -> dict[str, Any]:
+    """What `judged_scores.html` and `judged_pictures.html` show.
+
+    Args:
+        file: of the evaluation. of_store: a section that needs the store, or why there is none.
+    """
+    found = of_store(lambda store: pictures.neighbours(evaluation, store)) if evaluation else Part()
+    return {
+        "evaluation": evaluation,
+        "verdict": verdict(evaluation),
+        "complaint": complaint(**evaluation.health) if evaluation and evaluation.health else None,
+        "columns": COLUMNS,
+        "table": score_table(evaluation.scores) if evaluation and evaluation.scores else None,
+        "neighbours": found,
+        "agreement": pictures.agreement(found.content or []),
+        "map": of_store(lambda store: drawn_map(evaluation, store)) if evaluation and evaluation.map else None,
+        "confusion": confusion_table(evaluation.confusion) if evaluation and evaluation.confusion else None,
+        "segmented": _segmented(evaluation, file) if evaluation and evaluation.score(MIOU) else None,
+    }
+
+
+def _segmented(evaluation: Evaluation, file: Path) -> Part | None:
+    """None: older evaluations kept no pictures."""
+    read = Part.of(lambda: read_examples(file, evaluation.encoder_digest))
+    return Part(segmentations({"answer": read.content})) if read.content else read if read.missing else None
