@@ -133,7 +133,7 @@ def saw(
                      "left_out": one.reason, "blocked": one.blocked}
                     for one in found.places
                 ],
-                "runs": [{"run": one.run.path, "first_step": one.first, "exact": one.exact,
+                "runs": [{"run": one.run.path, "first_step": one.first, "inexact": one.inexact,
                           "saw": [row.digest for row in one.saw]} for one in found.readers],
                 "descendants": [row.digest for row in found.descendants],
                 "checkpoints": [row.digest for row in tainted],
@@ -208,7 +208,9 @@ def _sight(reader: "Reader") -> str:
     run = Path(reader.run.path).name
     if reader.first is None:
         return f"{run}: no batch held it, in as far as its recorded checkpoints go"
-    when = f"first in step {reader.first:,}" if reader.exact else "listed, in a mixture whose order is not known here"
+    when = f"first in step {reader.first:,}"
+    if reader.inexact:
+        when = f"taken as seen from its first step on, for the order cannot be computed ({reader.inexact})"
     return f"{run}: {when}; seen by" + (_listed(reader.saw) or ": no recorded checkpoint")
 
 
