@@ -185,6 +185,26 @@ def events(
     })  # fmt: skip
 
 
+@app.command()
+def mirror(context: typer.Context, ledger: Where = None) -> None:
+    """Brings the MLflow server at MLFLOW_TRACKING_URI up to date: promoted checkpoints, names, recorded runs. Done
+    again it changes nothing.
+
+    Example: MLFLOW_TRACKING_URI=http://mlflow:5000 feral ledger mirror
+    """
+    from pipeline.ledger.database import Ledger
+    from pipeline.mirror.registry import mirror_registry, mirror_runs
+    from pipeline.mirror.server import NotMirrored, connect
+
+    opened = Ledger.open(ledger or context.obj)
+    try:
+        server = connect()
+        mirror_registry(server, opened, typer.echo)
+        mirror_runs(server, opened, typer.echo)
+    except NotMirrored as error:
+        raise ValueError(f"not mirrored to MLflow: {error}") from None
+
+
 def _named(trained: "Trained") -> str:
     step = f", step {trained.step:,}" if trained.step is not None else ""
     return f"{trained.run.path}{step} ({(trained.digest or '?')[:SHORT]})"

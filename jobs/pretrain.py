@@ -75,6 +75,7 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
         typer.Exit: training failed (1), or was told to stop by a signal (128 + its number); the state is saved.
     """
     from pipeline.lock import locked
+    from pipeline.mirror.runs import RunMirror
     from pipeline.run import Run
     from pipeline.stream.batches import check_files
     from pipeline.train.record import append_event
@@ -93,6 +94,7 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
         append_event(run.path, "command", pid=os.getpid())
         typer.echo(f"run {run.path}")
         typer.echo(_plan_line(experiment, stores))
+        mirror = RunMirror(run, typer.echo)
         code = 1
         try:
             _finish(experiment, run, address)
@@ -102,6 +104,7 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
             raise
         finally:
             append_event(run.path, "end", code=code)
+            mirror.close(code)
     return run
 
 

@@ -16,6 +16,7 @@ from pipeline.gate import TOLERANCE, Gate, Judged, gate
 from pipeline.ingest.store import Store
 from pipeline.ledger import promotion, records
 from pipeline.ledger.database import Ledger
+from pipeline.mirror.registry import keep_up
 from pipeline.run import Run
 from pipeline.train.checkpoints import keep
 
@@ -65,6 +66,7 @@ def promote(
     with ledger.reading() as connection:
         before = promotion.current(connection, name)
     if before == digest:
+        keep_up(ledger, tell)
         return Promotion("unchanged", name, run.path, digest, before, None, f"it is {name} already")
     mine, theirs = _judge(candidate, _champion(ledger, name) if before else None, stores, tell)
     found = gate(mine, theirs, unfinished=_unfinished(candidate), tolerance=tolerance)
@@ -85,6 +87,7 @@ def promote(
                 connection, name, digest, expected=before, actor=by, reason=why, gate=found.rows(),
                 forced=action == "forced",
             )  # fmt: skip
+    keep_up(ledger, tell)
     return Promotion(action, name, run.path, digest, before, found, why)
 
 
