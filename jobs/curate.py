@@ -23,7 +23,12 @@ EvaluationSets = Annotated[
     list[Path] | None,
     typer.Option("--eval-set", help="a store whose pictures, and their near copies, are kept out"),
 ]
-History = Annotated[list[Path] | None, typer.Option("--history", help="a store that came before: its pictures are old")]
+History = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--history", help="a store that came before: its pictures are old, and no copy of its test split is used"
+    ),
+]
 BlockListFile = Annotated[Path | None, typer.Option("--block-list", help="hashes of pictures never to be used")]
 Settings = Annotated[list[str] | None, typer.Argument(help="thresholds: min_side=64 near_distance=2 side=224 …")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to run on; default: RAY_ADDRESS, else this machine")]

@@ -140,7 +140,7 @@ def saw(
                      "left_out": one.reason, "blocked": one.blocked}
                     for one in found.places
                 ],
-                "runs": [{"run": one.run.path, "first_step": one.first, "exact": one.exact,
+                "runs": [{"run": one.run.path, "first_step": one.first, "inexact": one.inexact,
                           "saw": [row.digest for row in one.saw]} for one in found.readers],
                 "descendants": [row.digest for row in found.descendants],
                 "checkpoints": [row.digest for row in tainted],
@@ -199,6 +199,26 @@ def events(
         })  # fmt: skip
 
 
+@app.command()
+def mirror(context: typer.Context, ledger: Where = None) -> None:
+    """Brings the MLflow server at MLFLOW_TRACKING_URI up to date: promoted checkpoints, names, recorded runs. Done
+    again it changes nothing.
+
+    Example: MLFLOW_TRACKING_URI=http://mlflow:5000 feral ledger mirror
+    """
+    from pipeline.ledger.database import Ledger
+    from pipeline.mirror.registry import mirror_registry, mirror_runs
+    from pipeline.mirror.server import NotMirrored, connect
+
+    opened = Ledger.open(ledger or context.obj)
+    try:
+        server = connect()
+        mirror_registry(server, opened, typer.echo)
+        mirror_runs(server, opened, typer.echo)
+    except NotMirrored as error:
+        raise ValueError(f"not mirrored to MLflow: {error}") from None
+
+
 def _named(trained: "Trained") -> str:
     step = f", step {trained.step:,}" if trained.step is not None else ""
     return f"{trained.run.path}{step} ({(trained.digest or '?')[:SHORT]})"
@@ -222,7 +242,9 @@ def _sight(reader: "Reader") -> str:
     run = Path(reader.run.path).name
     if reader.first is None:
         return f"{run}: no batch held it, in as far as its recorded checkpoints go"
-    when = f"first in step {reader.first:,}" if reader.exact else "listed, in a mixture whose order is not known here"
+    when = f"first in step {reader.first:,}"
+    if reader.inexact:
+        when = f"taken as seen from its first step on, for the order cannot be computed ({reader.inexact})"
     return f"{run}: {when}; seen by" + (_listed(reader.saw) or ": no recorded checkpoint")
 
 

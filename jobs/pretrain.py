@@ -77,7 +77,7 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
 
     experiment = prepared(experiment, path)
     try:
-        with working_on(experiment, path, typed_command()) as run:
+        with working_on(experiment, path, typed_command(), typer.echo) as run:
             typer.echo(f"run {run.path}")
             typer.echo(plan_line(experiment, experiment.open_stores()))
             _train_and_judge(run, address)

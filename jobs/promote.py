@@ -82,11 +82,14 @@ def rollback(
     """
     from pipeline.ledger.database import Ledger
     from pipeline.ledger.promotion import current, roll_back
+    from pipeline.mirror.registry import keep_up
     from pipeline.promote import actor
 
-    with Ledger.open(ledger).writing() as connection:
+    opened = Ledger.open(ledger)
+    with opened.writing() as connection:
         before = current(connection, name)
         found = roll_back(connection, name, actor=actor(), reason=reason)
+    keep_up(opened, lambda line: typer.echo(line, err=as_json))
     if as_json:
         facts = {"action": "rolled back", "name": name, "run": str(found.run), "checkpoint": found.digest}
         typer.echo(json.dumps(facts | {"before": before, "reason": reason}))

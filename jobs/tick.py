@@ -126,13 +126,17 @@ def _pass(
     from pipeline.cycle.stages import stages_of
     from pipeline.cycle.training import endless
     from pipeline.ledger.database import Ledger
+    from pipeline.mirror.registry import keep_up
 
     cycle = read_cycle(file)
     recipe = find_recipe(cycle.recipe)()
     cpus = endless(recipe, cycle).cluster.cpus  # what is wrong with it is said before anything starts
     opened = Ledger.open(where or cycle.ledger, create=True)
     stages = stages_of(recipe, lambda steps: StepProgress(steps, to_stderr=to_stderr))
-    return cycle, opened, run_pass(cycle, opened, stages, tell=say, around=lambda: connected(address, cpus=cpus))
+    found = run_pass(cycle, opened, stages, tell=say, around=lambda: connected(address, cpus=cpus))
+    if found.steps:
+        keep_up(opened, say)
+    return cycle, opened, found
 
 
 def _show_gates(found: "Pass") -> None:

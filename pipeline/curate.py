@@ -132,6 +132,8 @@ def curate(
     with stages("index"):
         tell(replace(progress, stage="indexing"))
         indexed = build_index(store, len(plan.units), holdout=config.holdout, in_place=config.in_place)
+        if indexed.held_out_by:
+            settings["held_out_by"] = indexed.held_out_by
     with stages("select"):
         tell(replace(progress, stage="selecting"))
         selection = select_new(store, policy, inputs, indexed.classes)

@@ -11,6 +11,7 @@ from pipeline.evaluate.suite import evaluate
 from pipeline.experiment import Experiment
 from pipeline.ingest.store import Store
 from pipeline.lock import locked
+from pipeline.mirror.runs import RunMirror
 from pipeline.run import Run
 from pipeline.stream.batches import check_files
 from pipeline.train.fit import Stopped, fit
@@ -52,8 +53,9 @@ def prepared(experiment: Experiment, path: Path) -> Experiment:
 
 
 @contextmanager
-def working_on(experiment: Experiment, path: Path, command: list[str]) -> Iterator[Run]:
-    """A run that no other command works on meanwhile; when that began and ended is noted.
+def working_on(experiment: Experiment, path: Path, command: list[str], tell: Tell) -> Iterator[Run]:
+    """A run that no other command works on meanwhile; when that began and ended is noted, and it is mirrored to MLflow
+    where a server is named.
 
     Raises:
         ValueError: another command works on it, or it is one of another experiment.
@@ -61,7 +63,7 @@ def working_on(experiment: Experiment, path: Path, command: list[str]) -> Iterat
     with locked(path.absolute(), "the run"):
         run = Run.prepare(path, experiment, command)
         append_event(run.path, "command", pid=os.getpid())
-        code = 1
+        mirror, code = RunMirror(run, tell), 1
         try:
             yield run
             code = 0
@@ -70,6 +72,7 @@ def working_on(experiment: Experiment, path: Path, command: list[str]) -> Iterat
             raise
         finally:
             append_event(run.path, "end", code=code)
+            mirror.close(code)
 
 
 def train(run: Run, progress: Progress, tell: Tell) -> None:

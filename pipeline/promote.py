@@ -18,6 +18,7 @@ from pipeline.gate import TOLERANCE, Gate, Judged, gate
 from pipeline.ingest.store import Store
 from pipeline.ledger import promotion, records
 from pipeline.ledger.database import Ledger
+from pipeline.mirror.registry import keep_up
 from pipeline.run import Run
 from pipeline.train.checkpoints import keep
 
@@ -64,9 +65,12 @@ def promote(
         raise ValueError("--force promotes against the gate: say why, with --reason")
     weighed = weigh(ledger, run, name=name, stores=stores, tolerance=tolerance, tell=tell)
     if weighed.gate is None:
-        return Promotion("unchanged", name, run.path, weighed.digest, weighed.before, None, f"it is {name} already")
-    with ledger.writing() as connection:
-        return settle(connection, weighed, reason=reason, force=force, by=by)
+        done = Promotion("unchanged", name, run.path, weighed.digest, weighed.before, None, f"it is {name} already")
+    else:
+        with ledger.writing() as connection:
+            done = settle(connection, weighed, reason=reason, force=force, by=by)
+    keep_up(ledger, tell)
+    return done
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def _trained(job: Job, experiment: Experiment, folder: str, progress: Progress, 
     named = experiment.fitted(experiment.data.open()).digest
     path = job.cycle.root / folder / f"{job.name}-{named[:6]}"
     experiment = prepared(experiment, path)
-    with working_on(experiment, path, typed_command()) as run:
+    with working_on(experiment, path, typed_command(), job.tell) as run:
         job.tell(f"  {plan_line(experiment, experiment.open_stores())}")
         train(run, progress, lambda line: job.tell(f"  {line}"))
     checkpoint = run.newest_checkpoint()

@@ -32,6 +32,7 @@ from pipeline.ingest.store import (
 from pipeline.ingest.task import UnitReport, report_file
 from pipeline.ingest.write import UNITS, replaced, sealed_file
 
+HOLDOUT = "holdout-v1"  # salt of the hash that holds samples out; older stores have none, and keep their splits
 _ROWS = 50_000  # of a row group of the index
 _PLAIN = {"gray", "icc"}  # flags of a JPEG that torchvision decodes to the pixels that curation measured
 
@@ -51,6 +52,7 @@ class Indexed:
     classes: tuple[str, ...]
     captions_dropped: int
     content: str  # sha256 over what was admitted: id, split as told, label, captions
+    held_out_by: str | None  # the salt; None: the source names splits, or nothing is held out
     task_seconds: dict[str, float]  # summed over units
 
     @property
@@ -99,6 +101,7 @@ def build_index(store: Path, units: int, *, holdout: float, in_place: bool) -> I
         classes=tuple(classes),
         captions_dropped=sum(report.captions_dropped for report in reports),
         content=content,
+        held_out_by=HOLDOUT if holdout and not told else None,
         task_seconds=dict(sum((Counter(report.seconds) for report in reports), Counter())),
     )
 
@@ -156,10 +159,15 @@ def _indexed(
 
 def assign_splits(ids: list[str], named: list[Split | None], told: bool, holdout: float) -> list[Split]:
     """The split of each sample. Where the source names splits, samples outside of them are for training; where it names
-    none, a share of `holdout` becomes test, by each sample's id alone."""
+    none, a share of `holdout` becomes test, by each sample's id alone: the same ones in every dump. The hash is salted,
+    so that it is independent of whatever else goes by the digits of ids. Selections keep near copies apart."""
     if told:
         return [split or "train" for split in named]
-    return ["test" if int(id_[:13], 16) < holdout * 16**13 else "train" for id_ in ids]
+    below = holdout * 16**13
+    return [
+        "test" if int(hashlib.sha256(f"{HOLDOUT}{id_}".encode()).hexdigest()[:13], 16) < below else "train"
+        for id_ in ids
+    ]
 
 
 def _join_refused(store: Path, reports: list[UnitReport]) -> None:

@@ -55,7 +55,7 @@ POLICY: dict[Reason, str] = {
     "caption_language": "captions in other languages than {languages}",
     "caption_private": "captions with an e-mail address, telephone or card number",
     "caption_repeated": "a caption that more than {max_caption_repeats} samples share",
-    "eval_overlap": "the same as, or near to, a picture of an evaluation set",
+    "eval_overlap": "the same as, or near to, a picture of an evaluation set, or one that an earlier store holds out",
     "dup_exact": "a copy with the same bytes or pixels",
     "dup_near": "a near copy: perceptual hashes differ in at most {near_distance} bits, and colours agree",
     "dup_semantic": "an embedding almost like that of another sample",

@@ -198,6 +198,8 @@ def apply(policy: Policy, inputs: Inputs, funnel: Funnel) -> None:
     _captions(policy, funnel)
     _references(inputs.evaluation_sets, "eval_overlap", policy, funnel)
     _references(inputs.history, "dup_exact", policy, funnel)
+    if policy.near_distance is None or policy.near_distance < NEAR:
+        _references(inputs.history, "eval_overlap", policy, funnel, held_out=True)
     _duplicates(policy, funnel)
     _quota(policy, funnel)
 
@@ -269,11 +271,16 @@ def _thumbs(column: pa.ChunkedArray) -> np.ndarray:
     return data[48 * values.offset : 48 * (values.offset + len(values))].reshape(-1, 48)
 
 
-def _references(stores: tuple[Path, ...], reason: Literal["eval_overlap", "dup_exact"], policy: Policy,
-                funnel: Funnel) -> None:  # fmt: skip
-    """Drops what is also in other stores: the same bytes or pixels, and what is near to one of their pictures."""
+def _references(
+    stores: tuple[Path, ...], reason: Literal["eval_overlap", "dup_exact"], policy: Policy, funnel: Funnel, *,
+    held_out: bool = False,
+) -> None:  # fmt: skip
+    """Drops what is also in other stores: the same bytes or pixels, and what is near to one of their pictures; of those
+    that they hold out, only."""
     for path in stores:
-        other = Store(path).columns("id", "pixels", "phash", "thumb")
+        other = Store(path).columns("id", "pixels", "phash", "thumb", *["split"] * held_out)
+        if held_out:
+            other = other.filter(pc.equal(other["split"], "test"))
         same = pc.or_(pc.is_in(funnel.column("id"), other["id"]), pc.is_in(funnel.column("pixels"), other["pixels"]))
         funnel.drop(same.to_numpy(zero_copy_only=False), reason)
         distance = NEAR if reason == "eval_overlap" else policy.near_distance  # an evaluation set is always kept apart

@@ -13,6 +13,7 @@ from pipeline.stream.plan import Plan
 from pipeline.stream.read import Columns, Reader
 
 STORE = "store"  # column: which of the supplies a sample comes from
+Samples = tuple[np.ndarray, np.ndarray | None]  # of a store: numbers (N,), entries of each an epoch (N,); None: one
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,25 +133,42 @@ def lane_shares(samples: int, lanes: int) -> tuple[int, ...]:
     return tuple(np.diff(np.arange(lanes + 1) * samples // lanes).tolist())
 
 
-def mixture(old: Sequence[Supply], new: Supply, data: DataConfig, seed: int) -> Mixture:
-    """Batches of the new store with the share of the older ones that `data` says; their samples are all alike."""
+@dataclass(frozen=True)
+class Order:
+    """Some of a run's stores, whose samples stand in one order, all of them alike."""
+
+    stores: range = range(1)  # of all, oldest first
+    shares: tuple[int, ...] | None = None  # samples of a batch that each lane takes of it; None: all
+
+    def plan(self, samples: Sequence[Samples], data: DataConfig, seed: int) -> Plan:
+        """The order of what is trained on in each of the stores: numbers and weights."""
+        total = sum(len(numbers) for numbers, _ in samples)
+        weights = None  # nothing is made for a billion samples
+        if any(own is not None for _, own in samples):
+            weights = np.concatenate([np.ones(len(numbers), np.float32) if own is None else own
+                                      for numbers, own in samples])  # fmt: skip
+        part = {} if self.shares is None else {"shares": self.shares, "batch_size": sum(self.shares)}
+        return data.plan(total, weights, seed, **part)
+
+
+def orders(data: DataConfig) -> tuple[Order, ...]:
+    """Of the stores of a run: one for all that are alike, or one for what comes again and one for what is new."""
+    new = len(data.replay)
     if not data.replayed:
-        everything = (*old, new)
-        return Mixture((Part(data.plan(*_joined(everything), seed), everything),), data.first_step)
-    shares = lane_shares(data.replayed, data.lanes)
-    rest = tuple(data.batch_size // data.lanes - share for share in shares)
-    again = data.plan(*_joined(old), seed, batch_size=data.replayed, shares=shares)
-    fresh = data.plan(*_joined([new]), seed, batch_size=data.batch_size - data.replayed, shares=rest)
-    return Mixture((Part(again, tuple(old)), Part(fresh, (new,))), data.first_step)
+        return (Order(range(new + 1)),)
+    again = lane_shares(data.replayed, data.lanes)
+    fresh = tuple(data.batch_size // data.lanes - share for share in again)
+    return Order(range(new), again), Order(range(new, new + 1), fresh)
 
 
-def _joined(supplies: Sequence[Supply]) -> tuple[int, np.ndarray | None]:
-    """How many samples some supplies have, and their weights."""
-    total = sum(len(supply.numbers) for supply in supplies)
-    if all(supply.weights is None for supply in supplies):
-        return total, None  # nothing is made for a billion samples
-    each = [np.ones(len(one.numbers), np.float32) if one.weights is None else one.weights for one in supplies]
-    return total, np.concatenate(each)
+def mixture(supplies: Sequence[Supply], data: DataConfig, seed: int) -> Mixture:
+    """Batches of several stores, oldest first; the last is the new one, and the others have the share that `data`
+    says."""
+    parts = []
+    for order in orders(data):
+        own = tuple(supplies[index] for index in order.stores)
+        parts.append(Part(order.plan([(supply.numbers, supply.weights) for supply in own], data, seed), own))
+    return Mixture(tuple(parts), data.first_step)
 
 
 def first_numbers(stores: Sequence[Store]) -> list[int]:

@@ -159,14 +159,19 @@ def follow(path: Path) -> Iterator[Rows]:
 
 def _added(path: Path, position: int) -> Iterator[Rows]:
     while True:
-        added = b""
-        if path.exists():
-            with path.open("rb") as file:
-                file.seek(position)
-                added = file.read()
-            added = added[: added.rfind(b"\n") + 1]
-            position += len(added)
-        yield _parse(added)
+        rows, position = added(path, position)
+        yield rows
+
+
+def added(path: Path, position: int) -> tuple[Rows, int]:
+    """What whole lines of a file of the record stand after a position in bytes, and the position after them."""
+    if not path.exists():
+        return [], position
+    with path.open("rb") as file:
+        file.seek(position)
+        text = file.read()
+    text = text[: text.rfind(b"\n") + 1]
+    return _parse(text), position + len(text)
 
 
 def fingerprint(numbers: np.ndarray, epochs: np.ndarray) -> int:

@@ -49,8 +49,9 @@ def open_batches(experiment: Experiment) -> Batches:
     stores = experiment.open_stores()
     if len(stores) == 1:
         return open_stream(experiment, stores[0])
-    *old, new = [_supply(experiment, store, first) for store, first in zip(stores, first_numbers(stores), strict=True)]
-    return mixture(old, new, experiment.data, experiment.training.seed)
+    firsts = first_numbers(stores)
+    supplies = [_supply(experiment, store, first) for store, first in zip(stores, firsts, strict=True)]
+    return mixture(supplies, experiment.data, experiment.training.seed)
 
 
 def _supply(experiment: Experiment, store: Store, first_number: int = 0) -> Supply:

@@ -29,7 +29,7 @@ def supply(count: int, weights: np.ndarray | None = None) -> Supply:
 
 def mixed(old: list[Supply], new: Supply, seed: int = 0, **data) -> Mixture:
     given = {"batch_size": 32, "lanes": 8, "run_length": 4, "runs_per_chunk": 4, "replay": ["old"] * len(old), **data}
-    return mixture(old, new, DataConfig(**given), seed)
+    return mixture([*old, new], DataConfig(**given), seed)
 
 
 def entries(batches: Mixture, step: int, stop: int, world_size: int = 1) -> np.ndarray:

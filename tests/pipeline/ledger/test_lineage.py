@@ -12,7 +12,7 @@ from pipeline.ledger.database import Ledger
 from pipeline.ledger.dumps import add_source, discover, seal
 from pipeline.ledger.lineage import descendants, dumps_of, fed, find_checkpoint
 from pipeline.ledger.overview import overview
-from pipeline.ledger.records import Input, record_checkpoint, record_run, record_store
+from pipeline.ledger.records import record_checkpoint, record_run, record_store
 from pipeline.ledger.seen import first_step, saw
 from pipeline.run import Run
 from pipeline.train.attempts import Skips
@@ -131,9 +131,9 @@ def test_seen_is_what_the_stream_yielded(small_experiment, small_store):
     rows = numbers[plan.rank_rows(0, 10, 0, 1)[0]]  # (steps, batch)
     for number in [*np.unique(rows)[:20], *np.setdiff1d(numbers, rows)[:3]]:
         steps = np.flatnonzero((rows == number).any(1))
-        assert first_step(experiment, small_store, int(number), 10) == (steps[0] + 1 if len(steps) else None)
+        assert first_step(experiment, [small_store], int(number), 10) == (steps[0] + 1 if len(steps) else None)
     test = int(small_store.select("test")[0])
-    assert first_step(experiment, small_store, test, 10) is None
+    assert first_step(experiment, [small_store], test, 10) is None
 
 
 def test_batches_that_were_left_out_were_not_seen(small_experiment, small_store):
@@ -143,7 +143,7 @@ def test_batches_that_were_left_out_were_not_seen(small_experiment, small_store)
     kept = rows[[0, 1, 5, 6]]
     for number in np.unique(rows[:7])[::7]:
         steps = np.flatnonzero((kept == number).any(1))
-        found = first_step(small_experiment, small_store, int(number), 4, skips)
+        found = first_step(small_experiment, [small_store], int(number), 4, skips)
         assert found == (steps[0] + 1 if len(steps) else None)
 
 
@@ -151,10 +151,10 @@ def test_a_takedown_finds_every_checkpoint_that_saw_a_sample_and_what_descends_f
     digests = [record(ledger, run) for run in chain]
     experiment = chain[0].experiment
     numbers = store.select("train")
-    firsts = {int(n): first_step(experiment, store, int(n), 12) for n in numbers}
+    firsts = {int(n): first_step(experiment, [store], int(n), 12) for n in numbers}
     early = next(n for n, first in firsts.items() if first == 1)
     second = chain[1].experiment
-    late = next((n for n, first in firsts.items() if first and first_step(second, store, n, 4) is None), None)
+    late = next((n for n, first in firsts.items() if first and first_step(second, [store], n, 4) is None), None)
     block(store.path, BlockList(frozenset({ids(store)[early]})))  # the takedown itself changes no answer
     with ledger.reading() as connection:
         found = saw(connection, ids(store)[early][:16])
@@ -184,7 +184,7 @@ def test_a_checkpoint_before_the_first_sight_did_not_see_it(ledger, small_experi
     state.step = 12
     save_checkpoint(run.checkpoints, state, keep=2)
     late = record(ledger, run)
-    number = next(int(n) for n in store.select("train") if (first_step(experiment, store, int(n), 12) or 0) > 1)
+    number = next(int(n) for n in store.select("train") if (first_step(experiment, [store], int(n), 12) or 0) > 1)
     with ledger.reading() as connection:
         assert [row.digest for row in saw(connection, ids(store)[number]).tainted] == [late]
     assert early != late
@@ -194,36 +194,14 @@ def test_a_sample_that_stood_in_for_a_blocked_one_counts_as_seen(small_experimen
     """Its own place in the plan may come later than that of the one that it replaced."""
     experiment = small_experiment.override({"data.store": str(store.path)})
     numbers = store.select("train", with_blocked=True)
-    firsts = {int(n): first_step(experiment, store, int(n), 12) for n in numbers}
+    firsts = {int(n): first_step(experiment, [store], int(n), 12) for n in numbers}
     pair = next(
         (int(a), int(b)) for a, b in pairwise(numbers)
         if (firsts[int(a)] or 99) < (firsts[int(b)] or 99)
     )  # fmt: skip
     block(store.path, BlockList(frozenset({ids(store)[pair[0]]})))
-    assert first_step(experiment, store, pair[1], 12) == firsts[pair[0]]
-    assert first_step(experiment, store, pair[0], 12) == firsts[pair[0]]  # of the blocked one itself, as ever
-
-
-def test_a_mixture_counts_as_seen_from_the_first_step(ledger, chain, store, small_store):
-    with ledger.writing() as connection:
-        parts = [Input(record_store(connection, one), 384, 384, role)
-                 for one, role in ((store, "new"), (small_store, "replay"))]  # fmt: skip
-    record(ledger, chain[0], inputs=parts)
-    record(ledger, chain[1])  # from it
-    record(ledger, chain[0])  # as a promotion does: what is known of it stays
-    with ledger.reading() as connection:
-        lineage = fed(connection, chain[0].newest_checkpoint().digest)
-        assert {one.role: one.consumed for one in lineage[0].inputs} == {"new": 384, "replay": 384}
-        assert dumps_of(lineage) == [store.manifest.digest, small_store.manifest.digest]
-        here = {*ids(store)}  # the two hold some of the same pictures
-        train, test = (
-            next(sample for n in small_store.select(split) if (sample := ids(small_store)[int(n)]) not in here)
-            for split in ("train", "test")
-        )
-        found = saw(connection, train)
-        assert [(reader.exact, reader.first) for reader in found.readers] == [(False, 1)]
-        assert [row.run_id for row in found.descendants] == [chain[1].experiment.digest]
-        assert saw(connection, test).tainted == []
+    assert first_step(experiment, [store], pair[1], 12) == firsts[pair[0]]
+    assert first_step(experiment, [store], pair[0], 12) == firsts[pair[0]]  # of the blocked one itself, as ever
 
 
 def test_a_store_that_is_gone_is_named_and_not_passed_over_in_silence(ledger, chain, store):
