@@ -45,7 +45,7 @@ def schedule(
     name: Annotated[str | None, typer.Option(help="of what is made; default: feral- and the file's name")] = None,
     ledger: Where = None,
     image: Annotated[str | None, typer.Option(help="of the pod, with k8s-cronjob; default: feral:VERSION")] = None,
-    cluster: Annotated[str, typer.Option(help="name of the RayCluster, on Kubernetes")] = "feral",
+    cluster: Annotated[str | None, typer.Option(help="name of the RayCluster, on Kubernetes; default: feral")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that were changed since")] = False,
 ) -> None:
     """Writes a file that lets a scheduler run `feral tick FILE`, and says what to do with it.
@@ -66,6 +66,8 @@ def schedule(
         raise ValueError(f"{file}: give the path that the pods see, on the shared volume, as /shared/{file.name}")
     if time_zone and scheduler is Scheduler.cron:
         raise ValueError(f"--time-zone {time_zone}: cron knows the machine's time zone only; use --as systemd")
+    if (cluster and not on_kubernetes) or (image and scheduler is not Scheduler.k8s_cronjob):
+        raise ValueError(f"--cluster is for Kubernetes and --image for k8s-cronjob: --as {scheduler.value} has none")
     plan = Plan(
         name=_checked_name(name or f"feral-{re.sub('[^a-z0-9]+', '-', file.stem.lower()).strip('-')}"),
         file=str(file if on_kubernetes else file.absolute()),
@@ -75,7 +77,7 @@ def schedule(
         feral=_this_feral(),
         folder=str(Path.cwd()),
         image=image or f"feral:{version('feral')}",
-        cluster=cluster,
+        cluster=cluster or "feral",
     )
     written = [_write(to / file_name, text, overwrite) for file_name, text in _files(scheduler, plan).items()]
     for path in written:

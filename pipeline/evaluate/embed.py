@@ -115,8 +115,8 @@ class Embedding:
         self, encoders: Encoders, store: Store, numbers: np.ndarray, names: tuple[str, ...] = ENCODERS, output: str = ""
     ) -> Iterator[Columns]:
         """Embeds samples in the order of `numbers`, block by block: decoding on CPUs, encoding in one process a
-        training worker, on the nodes for data; if GPUs encode, both on the nodes that have them, for Ray Data counts
-        on one kind of nodes only. Ray must be connected."""
+        training worker, on the nodes for data; if GPUs encode, also where those are, for Ray Data reckons with one kind
+        of nodes only. Ray must be connected."""
         from ray.data import ActorPoolStrategy
 
         reader = Reader(_geometry(encoders, output), place=store.place)

@@ -291,6 +291,8 @@ class TestForAll:
         [
             (["--name", "Night Run"], "small letters"),
             (["--time-zone", "Berlin"], "no time zone"),
+            (["--image", "feral:7"], "--as systemd has none"),
+            (["--cluster", "big"], "--as systemd has none"),
             (["--every", "15m", "--at", "02:30"], "give one of them"),
         ],
     )
