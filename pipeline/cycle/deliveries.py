@@ -19,7 +19,6 @@ from pipeline.cycle.contents import (
     SUCCESS,
     Contents,
     Drift,
-    contents_file,
     delivery_name,
     drift,
     read_contents,
@@ -83,6 +82,7 @@ def look(ledger: Ledger, folder: Path, source: Source) -> Iterator[Finding]:
     with ledger.writing() as connection:
         add_source(connection, source.name, place.shown, source.seal, source.quota)
     children = place.children()
+    yield from _gone(ledger, folder, source, {child.path.removesuffix("/") for child in children})
     for child in children:
         if refused := _refused(source, child):
             if refused != _NO_DELIVERY:
@@ -92,7 +92,6 @@ def look(ledger: Ledger, folder: Path, source: Source) -> Iterator[Finding]:
             yield from _look_at(ledger, folder, _delivery(source, child))
         except (OSError, ValueError) as error:  # storage that fails now, a number that is taken
             yield Finding("ignored", f"{source.name}/{child.path}", f"not read: {error}")
-    yield from _gone(ledger, folder, source, {child.path.removesuffix("/") for child in children})
 
 
 _NO_DELIVERY = "no folder, tar or Parquet file"
@@ -103,7 +102,7 @@ def _refused(source: Source, child: Entry) -> str | None:
         return child.problem
     if not child.path.endswith(("/", *_FILES)):
         return _NO_DELIVERY
-    if source.number is not None and not re.search(source.number, child.path):
+    if source.number is not None and not re.search(source.number, child.path.removesuffix("/")):
         return f"its name has no number as {source.number!r} wants it: rename it, or change `number`"
     return None
 
@@ -212,7 +211,9 @@ def _admit(ledger: Ledger, folder: Path, one: _Delivery, contents: Contents, par
         assert found is not None
         number = int(re.sub(r"\D", "", found[1]) or 0)
     false = _falsely_declared(one, contents)
-    if not contents_file(folder, dump_id).exists():
+    with ledger.reading() as connection:
+        before = _state(connection, dump_id)
+    if before in (None, "drifted"):  # what drifted may be read from here
         contents.write(folder)  # before the ledger names it
     with ledger.writing() as connection:
         sealed = seal(
@@ -223,7 +224,9 @@ def _admit(ledger: Ledger, folder: Path, one: _Delivery, contents: Contents, par
             move(connection, dump_id, "sealed", "quarantined" if false else "verified", false)
     size = f"{len(contents.files):,} file(s), {contents.size / 1e6:,.1f} MB"
     if not sealed.is_new:
-        return Finding("known", one.shown, f"the same bytes as dump {sealed.admit_no}: nothing new", dump_id)
+        again = f", which drifted: `feral ledger retry {sealed.admit_no} --reason …` takes it from here"
+        what = again if before == "drifted" else ": nothing new"
+        return Finding("known", one.shown, f"the same bytes as dump {sealed.admit_no}{what}", dump_id)
     named = f"dump {sealed.admit_no} ({dump_id[:12]}), {size}"
     if false:
         return Finding("quarantined", one.shown, f"{named}: {false}", dump_id)
@@ -253,15 +256,15 @@ def _drifted(ledger: Ledger, one: _Delivery, sealed: dict[str, Contents], found:
             state = _state(connection, dump_id)
             if state in UNTRAINED:
                 move(connection, dump_id, state, "drifted", why)
-                yield Finding("drifted", one.shown, why, dump_id)
-            elif state not in ("drifted", "quarantined"):
-                trained.append(dump_id)
+        if state in UNTRAINED:
+            yield Finding("drifted", one.shown, why, dump_id)
+        elif state not in ("drifted", "quarantined"):
+            trained.append(dump_id)
     if trained:
         if not found.added:
             _register(ledger, one, trained[0])  # told once
-        yield Finding(
-            "changed", one.shown, f"{found.said()}; the store of it stays as it was sealed: deliver what is new anew"
-        )
+        done_with = "after it was done with; what is new in it is not read: deliver it under another name"
+        yield Finding("changed", one.shown, f"{found.said()}, {done_with}")
 
 
 def _gone(ledger: Ledger, folder: Path, source: Source, there: set[str]) -> Iterator[Finding]:
@@ -276,13 +279,14 @@ def _gone(ledger: Ledger, folder: Path, source: Source, there: set[str]) -> Iter
     for dump_id, state in waiting:
         contents = read_contents(folder, dump_id)
         if contents.name not in there:
-            with suppress(Moved), ledger.writing() as connection:
-                move(connection, dump_id, state, "drifted", f"{contents.uri} is gone")
+            with suppress(Moved):
+                with ledger.writing() as connection:
+                    move(connection, dump_id, state, "drifted", f"{contents.uri} is gone")
                 yield Finding("drifted", f"{source.name}/{contents.name}", "it is gone", dump_id)
 
 
-def _state(connection: Connection, dump_id: str) -> str:
-    return connection.execute(select(dump.c.state).where(dump.c.dump_id == dump_id)).scalar_one()
+def _state(connection: Connection, dump_id: str) -> str | None:
+    return connection.execute(select(dump.c.state).where(dump.c.dump_id == dump_id)).scalar()
 
 
 def still_sealed(source: Source, contents: Contents) -> str | None:

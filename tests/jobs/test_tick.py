@@ -181,7 +181,7 @@ def until(log: Path, said: str, seconds: float = 60) -> None:
 def test_a_first_dump_a_second_and_a_copy_with_everything_real(ray_local, tmp_path):
     """The only one with Ray: what the stages do is asked in tests/pipeline/cycle/test_stages.py."""
     file, ledger = tmp_path / "production.toml", tmp_path / "ledger.db"
-    file.write_text(FILE.format(more=TINY) + SIMPLE)
+    file.write_text(FILE.format(more="compare_dumps = 1\n" + TINY) + SIMPLE)
     incoming = tmp_path / "incoming"
     (write_dump(incoming / "1", 160) / "_SUCCESS").touch()
     shutil.copytree(incoming / "1", incoming / "2")

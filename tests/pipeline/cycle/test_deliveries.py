@@ -152,6 +152,21 @@ def test_what_changed_after_it_was_sealed_is_not_trained_on(tmp_path, find, ledg
     assert len(dumps(ledger)) == 1
 
 
+def test_what_drifted_can_be_delivered_again_elsewhere(tmp_path, find, ledger):
+    folder = delivered(tmp_path / "incoming" / "a", "1.png", "_SUCCESS")
+    find()
+    folder.rename(tmp_path / "incoming" / "b")
+    gone, again = find()
+    assert (gone.kind, again.kind) == ("drifted", "known")
+    assert "which drifted: `feral ledger retry 1 --reason …` takes it from here" in again.said
+    (one,) = dumps(ledger)
+    assert one.state == "drifted"
+    assert read_contents(tmp_path / "production", one.dump_id).name == "b"
+    with ledger.writing() as connection:
+        move(connection, one.dump_id, "drifted", "verified")
+    assert find() == []
+
+
 def test_files_that_come_late_are_a_dump_of_their_own_and_the_first_is_untouched(tmp_path, find, ledger):
     folder = delivered(tmp_path / "incoming" / "batch-1", "1.png", "_SUCCESS")
     numbered = {"number": r"batch-(\d+)"}

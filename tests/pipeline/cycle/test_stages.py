@@ -84,7 +84,7 @@ class Production:
             {
                 "root": root / "production", "recipe": "tiny", "images_per_dump": 384, "ledger": None,
                 "sources": [
-                    {"name": "web", "root": str(root / "incoming"), **policy},
+                    {"name": "web", "root": str(root / "incoming"), "quiet_minutes": 0, **policy},
                     {"name": "other", "root": str(root / "other"), "quota": 0.2, **policy},
                 ],
             }
@@ -256,6 +256,20 @@ def test_how_long_a_dump_is_trained_on(production, images, epochs, replay, expec
     store = named_store(production.output(production.dumps()["1-first"], "curate"))
     assert store.count("train") == 229
     assert _images(cycle, tiny_experiment(store.path), store, replay) == expected
+
+
+def test_of_a_delivery_with_late_files_only_these_are_read(production, monkeypatch):
+    without_ray(monkeypatch)
+    folder = write_dump(production.root / "incoming" / "a-first", 20, 40)
+    whole(folder)
+    (step,) = production.tick("curate").steps
+    assert step.said.startswith("20 new images of 20")
+    write_dump(folder / "more", 3, 41)
+    (step,) = production.tick("curate").steps
+    assert step.said.startswith("3 new images of 3")
+    with production.ledger.reading() as connection:
+        (parent,) = connection.execute(select(dump.c.parent_id).where(dump.c.dump_id == step.dump_id)).scalars()
+    assert parent is not None
 
 
 def test_a_file_that_changes_while_it_is_read_makes_the_dump_drift(production, monkeypatch):
