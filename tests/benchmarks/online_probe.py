@@ -43,7 +43,7 @@ def main(
     rounds: Annotated[int, Field(ge=2)] = 20,
     steps: Annotated[int, Field(ge=1)] = 3,
     images: Annotated[int, Field(ge=100)] = 2_000,
-    model: str = RESNET,
+    model: str | int = RESNET,
     all_cores: bool = True,
 ) -> list[Table]:
     """The time of a step with an online probe at work and without, in turns; and what a probe of `images` costs.
