@@ -208,9 +208,8 @@ def test_the_linear_probe_is_measured_beside_the_one_that_it_equals() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.cluster
-def test_a_step_is_measured_beside_an_online_probe(ray_local: Any) -> None:
-    (table,) = run("online_probe", {"model": "8", "rounds": 2, "steps": 10, "images": 300, "all_cores": False})
+def test_a_step_is_measured_beside_an_online_probe() -> None:
+    (table,) = run("online_probe", {"model": "8", "rounds": 2, "steps": 2, "images": 100, "all_cores": False})
     row = row_of(table, "1 thread, niceness 15")
     assert row["alone ms"] > 0.1
     assert row["beside a probe ms"] > 0.1

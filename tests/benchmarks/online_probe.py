@@ -20,7 +20,6 @@ import torch
 from pydantic import Field
 
 from jobs.bench import Cell, Table
-from pipeline.curate import curate
 from pipeline.evaluate.online import judge_checkpoint, step_aside
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.config import CurateConfig
@@ -31,7 +30,8 @@ from pipeline.train.loop import train
 from pipeline.train.worker import fresh_state, open_stream
 from tests.benchmarks.processes import tree
 from tests.benchmarks.scenes import pictures
-from tests.benchmarks.worker_loop import HELD, MODELS, RESNET
+from tests.benchmarks.worker_loop import HELD, MODELS, PLAIN, RESNET
+from tests.pipeline.stores import curate_here
 
 TARGET = 1.0  # %
 RAY = 15  # niceness of its workers, unless RAY_worker_niceness says otherwise
@@ -43,7 +43,7 @@ def main(
     rounds: Annotated[int, Field(ge=2)] = 20,
     steps: Annotated[int, Field(ge=1)] = 3,
     images: Annotated[int, Field(ge=100)] = 2_000,
-    model: str = RESNET,
+    model: str | int = RESNET,
     all_cores: bool = True,
 ) -> list[Table]:
     """The time of a step with an online probe at work and without, in turns; and what a probe of `images` costs.
@@ -84,10 +84,11 @@ def _run(folder: Path, images: int, model: dict[str, Any]) -> Run:
         path = folder / "source" / str(number % CLASSES) / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(raw)
-    curate(folder / "source", folder / "store", CurateConfig(holdout=0))
+    curate_here(folder / "source", folder / "store", CurateConfig(holdout=0))
     experiment = build_experiment(
         {
             "data": model["data"] | {"store": str(folder / "store")},
+            "views": PLAIN,
             "encoder": model["encoder"],
             "objective": {"name": "simclr"},
         }

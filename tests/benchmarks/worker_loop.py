@@ -58,13 +58,13 @@ MODELS: dict[str, dict[str, Any]] = {
 def main(
     rounds: Annotated[int, Field(ge=1)] = 5,
     steps: Annotated[int, Field(ge=10, multiple_of=10)] = 10,
-    models: str = "all",
+    models: str | int = "all",
 ) -> list[Table]:
     """What a step of the Ray worker costs beyond a bare torch loop with the same batches in memory.
 
     `steps` of each in turns, `rounds` times (about three minutes); models=8 measures only those whose names begin so.
     """
-    chosen = {name: model for name, model in MODELS.items() if models == "all" or name.startswith(models)}
+    chosen = {name: model for name, model in MODELS.items() if models == "all" or name.startswith(str(models))}
     if not chosen:
         raise ValueError(f"models={models}: none begins so; there are {', '.join(MODELS)}")
     with tempfile.TemporaryDirectory(prefix="bench") as temporary, connected(cpus=2):
