@@ -140,7 +140,7 @@ def test_a_copy_that_somebody_deleted_is_made_anew(server, run):
 
 
 @pytest.mark.slow
-def test_beside_a_command_rows_arrive_while_it_works_and_its_end_is_told(server, run):
+def test_beside_a_command_rows_arrive_while_it_works_and_its_end_is_told(server, run, capfd):
     lines: list[str] = []
     mirror = RunMirror(run, lines.append, pause=0.2)
     wait_for(lambda: (run.path / FILE).exists() and json.loads((run.path / FILE).read_text())["position"] > 0)
@@ -151,7 +151,10 @@ def test_beside_a_command_rows_arrive_while_it_works_and_its_end_is_told(server,
     write_rows(run, 15, 16)
     mirror.close(130)
     assert len(losses(server, copy_id)) == 15
-    assert server.client.get_run(copy_id).info.status == "KILLED"
+    ended = server.client.get_run(copy_id).info
+    assert ended.status == "KILLED"
+    assert ended.end_time >= ended.start_time
+    assert capfd.readouterr() == ("", "")  # MLflow itself would print addresses
     assert lines == [f"mirrored to MLflow at {server.shown}"]
 
 
