@@ -47,10 +47,12 @@ class RunCopy:
         with calling():
             if not self.id:
                 self._open()
+            if status == RUNNING:
+                self.server.client.update_run(self.id, status)
             self._send_rows()
             self._send_scores()
-            if status is not None:
-                self.server.client.update_run(self.id, status=status)
+            if status not in (None, RUNNING):
+                self.server.client.set_terminated(self.id, status)
 
     def _open(self) -> None:
         """Finds the run on the server, or makes it there, and sends its settings."""
@@ -62,7 +64,7 @@ class RunCopy:
             found = client.get_experiment_by_name(self.server.name)
             group = found.experiment_id if found else client.create_experiment(self.server.name)
             known = {"run": client.create_run(group, run_name=self.run.path.name).info.run_id, "position": 0}
-            client.update_run(known["run"], status=FINISHED)  # unless a command that works on it says something else
+            client.set_terminated(known["run"], FINISHED)  # unless a command that works on it says something else
         self.id, self.position = known["run"], known["position"]
         self._note()
         flat = settings(experiment.model_dump(mode="json", exclude={"cluster"}))  # where it is computed may change

@@ -6,6 +6,7 @@ password in the URI is handed to MLflow by the variables that it has for that, s
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
+CAUSE = re.compile(r'Caused by \w+\("(?:.*\): )?(.*)"\)')  # what urllib3 wraps: a refused connection, a time-out
 
 
 class NotMirrored(Exception):
@@ -79,13 +81,14 @@ def calling() -> Iterator[None]:
         raise
     except Exception as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NotMirrored(_without_secrets(line)[:500]) from None
+        cause = CAUSE.search(line)
+        raise NotMirrored(_without_secrets(cause[1] if cause else line)[:500]) from None
 
 
 def shown(uri: str) -> str:
     """Without credentials and without a query, which may hold some."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    userinfo, at, _ = urlsplit(uri).netloc.rpartition("@")
+    return uri.partition("?")[0].partition("#")[0].replace(userinfo + at, "", 1)
 
 
 def _parted(uri: str) -> tuple[str, str, str]:
