@@ -84,10 +84,10 @@ def test_what_cannot_be_judged_or_searched_is_refused_before_anything_starts(run
         evaluate(["torchvision:resnet18"])
 
 
-def test_the_python_of_the_readme_names_what_there_is():
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_python_of_the_documentation_names_what_there_is():
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
     code = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     imports = [line for line in code.splitlines() if line.startswith("from ")]
     assert len(imports) >= 5
     exec("\n".join(imports), {})
-    compile(code, "README.md", "exec")
+    compile(code, "docs/evaluation.md", "exec")
