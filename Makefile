@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?= -m "not gpu and not faults and not long"
+PYTEST_WORKERS ?= 2
 
 .PHONY: setup demo test check format clean
 
@@ -22,7 +23,7 @@ check: setup
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses=$(PYTEST_WORKERS) --dist=loadgroup $(PYTEST_ARGS)
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,5 @@
-"""Shared by all tests: a quiet environment, one Ray for the session, a small store and what trains on it."""
+"""Shared by all tests: a quiet environment, one Ray for the session, a small store and what trains on it; and which
+tests may run beside others."""
 
 import os
 import shutil
@@ -21,6 +22,16 @@ os.environ.update(
     RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="60",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
 )
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the cores: threads of each would wait for the other's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads its groups in a hook of its own
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist: what starts Ray runs one after another, in one process; of the others each file in one."""
+    for item in items:
+        starts_ray = any(item.get_closest_marker(name) for name in ("cluster", "faults", "long"))
+        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(scope="session")
