@@ -26,12 +26,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the cores: threa
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads its groups in a hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """For pytest-xdist: what starts Ray runs one after another, in one process; of the others each file in one."""
-    for item in items:
-        starts_ray = any(item.get_closest_marker(name) for name in ("cluster", "faults", "long"))
-        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.nodeid.split("::")[0]))
+    starts_ray = any(item.get_closest_marker(name) for name in ("cluster", "faults", "long"))
+    item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(scope="session")
