@@ -2,6 +2,7 @@
 tests may run beside others."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,10 +27,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the cores: threa
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """For pytest-xdist: what starts Ray runs one after another, in one process; of the others each file in one."""
-    starts_ray = any(item.get_closest_marker(name) for name in ("cluster", "faults", "long"))
-    item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.nodeid.split("::")[0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For pytest-xdist: files with tests that start Ray go one after another, in one process; of the others each goes
+    as a whole. (Its own groups, by marker, do nothing with pytest 9.2.)"""
+    from xdist.scheduler import LoadFileScheduling
+
+    class RayByItself(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            starts_ray = re.search(r"mark\.(cluster|faults|long)", (config.rootpath / file).read_text())
+            return "ray" if starts_ray else file
+
+    return RayByItself(config, log)
 
 
 @pytest.fixture(scope="session")
