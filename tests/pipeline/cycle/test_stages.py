@@ -248,13 +248,13 @@ def test_the_room_in_a_quota(own, others, room):
 
 @pytest.mark.parametrize(
     ("images", "epochs", "replay", "expected"),
-    [(384, None, 0.25, 384), (385, None, 0, 416), (None, 2, 0, 480), (None, 2, 0.25, 640), (1, None, 0, 32)],
+    [(384, None, 0.25, 384), (385, None, 0, 416), (None, 2, 0, 512), (None, 2, 0.25, 672), (1, None, 0, 32)],
 )
 def test_how_long_a_dump_is_trained_on(production, images, epochs, replay, expected):
-    """Whole batches of 32; an epoch is over the new images, 229 of which are a part of the batches."""
+    """Whole batches of 32; an epoch is over the new images, 242 of which are a part of the batches."""
     cycle = production.cycle.model_copy(update={"images_per_dump": images, "epochs_per_dump": epochs})
     store = named_store(production.output(production.dumps()["1-first"], "curate"))
-    assert store.count("train") == 229
+    assert store.count("train") == 242
     assert _images(cycle, tiny_experiment(store.path), store, replay) == expected
 
 

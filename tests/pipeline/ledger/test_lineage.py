@@ -76,7 +76,7 @@ def test_recording_again_doubles_nothing_and_a_moved_run_is_found_in_its_new_pla
     record(ledger, Run(tmp_path / "moved"))
     with ledger.reading() as connection:
         assert {part: len(rows) for part, rows in overview(connection).items()} == {
-            "names": 0, "runs": 1, "dumps": 1, "work": 0
+            "names": 0, "runs": 1, "dumps": 1, "work": 0, "gaps": 0, "deliveries": 0
         }  # fmt: skip
         assert find_checkpoint(connection, digest[:8]).path.startswith(str(tmp_path / "moved"))
         assert find_checkpoint(connection, str(tmp_path / "moved")).digest == digest
