@@ -22,13 +22,6 @@ ENCODERS = ("trained", "random", "pixels")
 THUMBNAIL = 12  # side of the raw-pixel baseline: on small photos stronger than all pixels
 
 
-class Embeds(Protocol):
-    """An encoder on the CPU, for evaluation."""
-
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised → (B, dim)."""
-
-
 @runtime_checkable
 class ComparesText(Protocol):
     """An encoder whose images and texts meet in one space."""

@@ -1,5 +1,5 @@
 """Work on dumps, claimed with a lease and a fence: two schedulers never do one thing twice, and one that was taken for
-dead cannot publish. All functions take a writing connection, but for `claimable`, which only reads.
+dead cannot publish. All functions take a writing connection. What comes before what is for those to say who claim.
 
 A stage of a dump under one configuration is a unit: `waiting → ready → running → done | failed`. A claim raises the
 unit's fence; whoever holds an older one is stale, however alive: heartbeat and publish tell it so.
@@ -9,15 +9,14 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, and_, or_, select
+from sqlalchemy import Connection, and_, or_, select
 
 from pipeline.ledger.database import now
-from pipeline.ledger.tables import ENDED, dump, work
+from pipeline.ledger.tables import dump, work
 from pipeline.redaction import without_secrets
 
 LEASE_SECONDS, HEARTBEAT_SECONDS = 300.0, 60.0
 MAX_ATTEMPTS = 3
-SERIAL = ("train",)  # stages that work on one dump at a time, in the order in which they were admitted
 
 
 class LeaseLost(Exception):
@@ -54,17 +53,6 @@ def make_ready(connection: Connection, work_id: str) -> None:
     connection.execute(work.update().where(work.c.work_id == work_id, work.c.state == "waiting").values(state="ready"))
 
 
-def claimable(connection: Connection) -> list[Row]:
-    """Units (with `admit_no`) that a claim may succeed on now, in the order in which their dumps were admitted."""
-    units = (
-        select(work, dump.c.admit_no)
-        .join(dump, dump.c.dump_id == work.c.dump_id)
-        .where(_free(now(connection)))
-        .order_by(dump.c.admit_no, work.c.stage)
-    )
-    return [unit for unit in connection.execute(units) if not _must_wait(connection, unit)]
-
-
 def claim(
     connection: Connection,
     work_id: str,
@@ -72,15 +60,11 @@ def claim(
     lease_seconds: float = LEASE_SECONDS,
     max_attempts: int = MAX_ATTEMPTS,
 ) -> Lease | None:
-    """Takes a unit, until the lease runs out; None: it is done, not ready, somebody else is at it, an earlier dump must
-    be trained first, or its attempts are used up: then it fails now, and its dump is quarantined."""
+    """Takes a unit, until the lease runs out; None: it is done, not ready, somebody else is at it, or its attempts are
+    used up: then it fails now, and its dump is quarantined."""
     time = now(connection)
-    unit = connection.execute(
-        select(work, dump.c.admit_no)
-        .join(dump, dump.c.dump_id == work.c.dump_id)
-        .where(work.c.work_id == work_id, _free(time))
-    ).one_or_none()
-    if unit is None or _must_wait(connection, unit):
+    unit = connection.execute(select(work).where(work.c.work_id == work_id, _free(time))).one_or_none()
+    if unit is None:
         return None
     if unit.attempt >= max_attempts:
         _fail(connection, unit.work_id, unit.dump_id, f"{unit.stage} ended {unit.attempt} times without a word")
@@ -162,29 +146,6 @@ def supersede(connection: Connection, work_id: str) -> None:
 
 def _free(time: float):
     return or_(work.c.state == "ready", and_(work.c.state == "running", work.c.expires_at < time))
-
-
-def _must_wait(connection: Connection, unit: Row) -> bool:
-    """Whether a serial stage is under way elsewhere, or due on a dump that was admitted earlier."""
-    if unit.stage not in SERIAL:
-        return False
-    others = (
-        select(work.c.work_id)
-        .join(dump, dump.c.dump_id == work.c.dump_id)
-        .where(
-            work.c.stage == unit.stage,
-            work.c.work_id != unit.work_id,
-            or_(
-                and_(work.c.state == "running", work.c.expires_at >= now(connection)),
-                and_(
-                    work.c.state.in_(("waiting", "ready", "running")),
-                    dump.c.admit_no < unit.admit_no,
-                    dump.c.state.not_in(ENDED),
-                ),
-            ),
-        )
-    )
-    return connection.execute(others.limit(1)).first() is not None
 
 
 def _change(connection: Connection, lease: Lease, **values) -> None:

@@ -186,6 +186,21 @@ def test_a_stage_that_fails_so_often_quarantines_its_dump_and_others_go_on(tmp_p
         )
 
 
+def test_two_cycles_in_one_ledger_do_not_wait_for_each_other(tmp_path):
+    ledger, others = str(tmp_path / "ledger.db"), tmp_path / "other"
+    deliver(tmp_path / "incoming" / "a", "a1")
+    deliver(others / "incoming" / "b", "b1")
+
+    def fails(job: Job, digest: str) -> Ended:
+        raise OSError("the disk is full")
+
+    assert one_pass(cycle_of(tmp_path), ledger, stages(train=fails)).status == "error"  # dump 1 is to be trained again
+    source = {"name": "other", "root": str(others / "incoming"), "quiet_minutes": 0}
+    other = cycle_of(others, sources=[source], champion="best", base="ground")
+    assert one_pass(other, ledger, stages()).status == "done"
+    assert states(ledger) == ["curated", "promoted"]
+
+
 @pytest.mark.parametrize(("after_held", "expected"), [("continue", "promoted"), ("wait", "curated")])
 def test_after_a_dump_is_held_later_ones_go_on_from_the_old_base_or_wait(tmp_path, after_held, expected):
     for name, samples in {"a": ("a1",), "b": ("bad",), "c": ("c1",)}.items():

@@ -16,7 +16,7 @@ from pipeline.ledger.database import Ledger
 from pipeline.ledger.dumps import Moved, discover, gaps, move, seal, unsealed
 from pipeline.ledger.tables import dump
 from pipeline.ledger.tables import work as work_table
-from pipeline.ledger.work import Lease, LeaseLost, add_work, claim, claimable, give_up, heartbeat, make_ready, publish
+from pipeline.ledger.work import Lease, LeaseLost, add_work, claim, give_up, heartbeat, make_ready, publish
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -119,9 +119,7 @@ def test_a_waiting_unit_is_not_claimed_before_it_is_made_ready(ledger):
     with ledger.writing() as connection:
         one = add_work(connection, "dump-a", "train", "c", ready=False)
         assert claim(connection, one, "me") is None
-        assert claimable(connection) == []
         make_ready(connection, one)
-        assert [row.work_id for row in claimable(connection)] == [one]
         assert claim(connection, one, "me") is not None
 
 
@@ -170,21 +168,6 @@ def test_a_unit_fails_after_so_many_attempts_and_its_dump_is_quarantined(ledger,
     assert state(ledger, one).state == "failed"
     assert ("without a word" if dies else "the disk is full") in state(ledger, one).output
     assert dump_state(ledger, "dump-a") == "quarantined"
-
-
-def test_dumps_are_trained_one_at_a_time_in_the_order_of_their_admission(ledger):
-    units = {name: unit(ledger, sealed(ledger, name), "train") for name in "abc"}
-    curates = unit(ledger, "dump-c")
-    assert take(ledger, units["b"]) is None
-    assert take(ledger, curates) is not None  # other stages do not wait
-    first = take(ledger, units["a"])
-    assert take(ledger, units["b"]) is None
-    with ledger.writing() as connection:
-        publish(connection, first, "a")
-        move(connection, "dump-b", "sealed", "skipped", "no new samples")  # it is waited for no longer
-    with ledger.reading() as connection:
-        assert units["c"] in [row.work_id for row in claimable(connection)]
-    assert take(ledger, units["c"]) is not None
 
 
 def _python(code: str, *arguments: str) -> subprocess.Popen:
@@ -269,7 +252,5 @@ def test_the_next_scheduler_goes_on_where_one_was_killed(ledger, where):
     begun = killed.communicate(timeout=60)[0].strip()
     assert killed.returncode == -9
     time.sleep(0.3)
-    with ledger.reading() as connection:
-        assert {row.work_id for row in claimable(connection)} == {*order}
     assert take(ledger, begun).attempt == 2
     assert take(ledger, next(one for one in order if one != begun)).attempt == 1
