@@ -152,6 +152,15 @@ def watching(file: Path, log: Path) -> int:
         os._exit(code)
 
 
+def test_a_mirror_that_nobody_answers_for_is_told_and_the_tick_is_done(production, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert "MLflow" not in feral("tick", production, code=10).output  # nothing was done: there is nothing to mirror
+    deliver(production.parent / "incoming" / "a", "a1")
+    output = feral("tick", production).output
+    assert "not mirrored to MLflow" in output
+    assert "done: champion is" in output
+
+
 def test_watch_ticks_until_it_is_told_to_stop_and_survives_a_tick_that_fails(production):
     incoming, log = production.parent / "incoming", production.parent / "log"
     shutil.rmtree(incoming)
