@@ -31,7 +31,8 @@ def tick(
     address: Address = None,
 ) -> None:
     """Does all that is due now, and ends: takes sealed deliveries, curates, trains on, cools down, evaluates, promotes
-    or holds, reports. Safe at any frequency, twice at once, and after any kill: the next tick goes on.
+    or holds, reports. ROOT/index.html shows where all dumps stand. Safe at any frequency, twice at once, and after any
+    kill: the next tick goes on.
 
     Exit status: 0 done, 10 nothing to do, 20 held by the gate, 30 a dump is quarantined or drifted, 1 error.
 
@@ -127,6 +128,7 @@ def _pass(
     from pipeline.cycle.training import endless
     from pipeline.ledger.database import Ledger
     from pipeline.mirror.registry import keep_up
+    from pipeline.report.cycle_page import FILE, write_cycle_page
 
     cycle = read_cycle(file)
     recipe = find_recipe(cycle.recipe)()
@@ -134,6 +136,9 @@ def _pass(
     opened = Ledger.open(where or cycle.ledger, create=True)
     stages = stages_of(recipe, lambda steps: StepProgress(steps, to_stderr=to_stderr))
     found = run_pass(cycle, opened, stages, tell=say, around=lambda: connected(address, cpus=cpus))
+    if found.status != "nothing" or not (cycle.root / FILE).exists():
+        sources = [source.name for source in cycle.sources]
+        say(f"overview: {write_cycle_page(cycle.root, opened, sources, cycle.champion, file)}")
     if found.steps:
         keep_up(opened, say)
     return cycle, opened, found
@@ -210,6 +215,7 @@ def _champion(cycle: "Cycle", ledger: "Ledger") -> str:
 
 def _content(found: "Pass", cycle: "Cycle", ledger: "Ledger", closing: str, code: int) -> dict[str, Any]:
     from pipeline.ledger.promotion import current
+    from pipeline.report.cycle_page import FILE
 
     with ledger.reading() as connection:
         names = {name: current(connection, name) for name in (cycle.champion, cycle.base)}
@@ -221,5 +227,6 @@ def _content(found: "Pass", cycle: "Cycle", ledger: "Ledger", closing: str, code
         "errors": found.errors,
         "names": names,
         "next": closing,
+        "overview": str(cycle.root / FILE),
         "ledger": ledger.shown,
     }

@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.bench import Table, bench, benchmarks, run
+from pipeline.cluster import WORKER_NICENESS
 from pipeline.ingest.config import CurateConfig
 from tests.benchmarks.duplicates import ORIGINAL, Pool, _limits, _Near
 from tests.benchmarks.peers import CONTEXT_LENGTH, Decoding, Work
@@ -210,7 +211,7 @@ def test_the_linear_probe_is_measured_beside_the_one_that_it_equals() -> None:
 @pytest.mark.slow
 def test_a_step_is_measured_beside_an_online_probe() -> None:
     (table,) = run("online_probe", {"model": "8", "rounds": 2, "steps": 2, "images": 100, "all_cores": False})
-    row = row_of(table, "1 thread, niceness 15")
+    row = row_of(table, f"1 thread, niceness {WORKER_NICENESS}")
     assert row["alone ms"] > 0.1
     assert row["beside a probe ms"] > 0.1
     assert row["CPU s a probe"] > 0

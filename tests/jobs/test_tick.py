@@ -74,6 +74,9 @@ def test_every_exit_status_and_what_it_says(production):
     assert "web/a: sealed: dump 1" in said
     assert "dump 1 train: trained" in said
     assert "done: champion is " in said
+    page = production.parent / "production" / "index.html"
+    assert f"overview: {page}" in said
+    assert "1 promoted, 0 held, 0 not used" in page.read_text()
     deliver(incoming / "b", "bad")
     said = feral("tick", production, code=20).output
     assert "held: dump 2 waits for a person, for worse; `feral promote " in said
@@ -95,6 +98,7 @@ def test_schedulers_read_one_object_and_may_take_only_errors_for_failures(produc
     assert [one["stage"] for one in found["stages"]] == [*day.WORK]
     assert {"kind", "admit_no", "dump_id", "stage", "said", "seconds", "output"} <= {*found["stages"][0]}
     assert found["deliveries"][0]["kind"] == "sealed"
+    assert Path(found["overview"]).read_text()
     assert found["names"]["champion"] != found["names"]["base"]
     deliver(incoming / "b", "bad")
     assert json.loads(feral("tick", production, "--json", "--exit-zero").stdout)["status"] == "held"
