@@ -65,6 +65,10 @@ class ImageEncoder(nn.Module):
             arguments["img_size"] = config.image_size
             if config.patch_size is not None:
                 arguments["patch_size"] = config.patch_size
+        elif config.patch_size is not None:
+            raise ValueError(
+                f"encoder.patch_size={config.patch_size} needs a ViT, {config.name!r} is none: leave it out, or null"
+            )
         if not timm.is_model(config.name):
             close = timm.list_models(f"*{config.name.split('_')[0]}*")[:6]
             raise ValueError(f"encoder.name={config.name!r} is no model of timm; similar: {', '.join(close) or 'none'}")
@@ -99,6 +103,24 @@ class ImageEncoder(nn.Module):
         if found.ndim == 4:
             return found if found.shape[1] == self.dim else found.permute(0, 3, 1, 2)  # Swin's channels are last
         raise ValueError(f"encoder {type(self.model).__name__} has no feature map: choose a ResNet or a ViT")
+
+    def refuse_class_token(self) -> None:
+        """For objectives whose loss is on the map.
+
+        Raises:
+            ValueError: probes would judge a class token, which such a loss does not train.
+        """
+        if getattr(self.model, "global_pool", None) == "token" and not self.mean_pool:
+            raise ValueError(
+                "this objective trains the patch tokens of a ViT, but encoder.pool=auto judges its class token: use "
+                "encoder.pool=mean"
+            )
+
+    def compile(self) -> None:  # type: ignore[override]
+        """torch.compile of each part of the network, in place: whichever of them an objective calls, in the forward
+        pass of a whole image, of visible patches, or of a map."""
+        for part in self.model.children():
+            part.compile()
 
     def check_size(self, side: int) -> None:
         """Whether images of `side` pixels can be encoded. On the meta device this computes nothing.

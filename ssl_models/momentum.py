@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, PatchDropout
 from torch import Tensor, nn
 
 
@@ -12,7 +12,7 @@ class MomentumTeacher(nn.Module):
 
     Only parameters follow the students. Buffers (BatchNorm's statistics) are the copy's own, from its own forward
     passes (He et al. 2020, MoCo). It stays in training mode with its owner: its outputs use the batch's statistics, but
-    it drops nothing (dropout and stochastic depth are the student's alone: Caron et al. 2021, DINO).
+    it drops nothing (dropout of values, patches and whole branches are the student's alone: Caron et al. 2021, DINO).
 
     The average is kept in single precision: at bf16 a momentum of 0.999 would never move a weight.
     """
@@ -26,6 +26,8 @@ class MomentumTeacher(nn.Module):
                 module.p = 0.0
             elif isinstance(module, DropPath):
                 module.drop_prob = 0.0
+            elif isinstance(module, PatchDropout):
+                module.prob = 0.0
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> Tensor:

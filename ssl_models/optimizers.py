@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 from ssl_models.config import Config
 from ssl_models.curves import Span, curve
 
-_NO_DECAY = ("cls_token", "mask_token", "positional_embedding")
+_NO_DECAY = ("cls_token", "reg_token", "dist_token", "mask_token", "positional_embedding", "pos_embed")
 
 
 class OptimizerConfig(Config):
     name: Literal["sgd", "adamw", "lars"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0, description="at a global batch of 256; scaled linearly with the batch")
-    weight_decay: float = Field(1e-4, ge=0, description="not on biases, norms and other parameters below two dims")
+    weight_decay: float = Field(1e-4, ge=0, description="not on biases, norms, scales, tokens and positions")
     final_weight_decay: float | None = Field(None, ge=0, description="at the end of the run, by a cosine; None: as is")
     decay_all: bool = Field(False, description="weight decay (and LARS adaptation) on biases and norms, too")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd (Nesterov) and lars")
@@ -85,10 +85,10 @@ def build_optimizer(
     constant_rate: tuple[str, ...] = (),
     layers_below_head: Mapping[str, int] | None = None,
 ) -> Optimizer:
-    """An optimizer whose groups differ in three things: weights decay, while biases, norms, scales and tokens do not
-    (but with `decay_all`); parameters whose names start with one of `constant_rate` keep the scaled rate all along; and
-    with `layer_decay` the rate is less by this factor for each of a parameter's `layers_below_head` (Clark et al. 2020,
-    arXiv 2003.10555; Bao et al. 2021, BEiT)."""
+    """An optimizer whose groups differ in three things: weights decay, while biases, norms, scales, tokens and
+    positions do not, nor does LARS adapt these (but with `decay_all`); parameters whose names start with one of
+    `constant_rate` keep the scaled rate all along; and with `layer_decay` the rate is less by this factor for each of a
+    parameter's `layers_below_head` (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2021, BEiT)."""
     members: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         decays = config.decay_all or not (parameter.ndim < 2 or name.endswith(_NO_DECAY))
@@ -98,6 +98,7 @@ def build_optimizer(
         {
             "params": group,
             "weight_decay": config.weight_decay if decays else 0.0,
+            "decays": decays,
             "constant_rate": constant,
             "rate_scale": scale,
         }
@@ -110,6 +111,8 @@ def build_optimizer(
         return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0)
     from timm.optim import Lars
 
+    for group in groups:
+        group["always_adapt"] = group["decays"]  # a decay of 0, too, is that of LARS: timm would take it for SGD
     return Lars(groups, lr=rate, momentum=config.momentum, trust_coeff=config.trust)
 
 
@@ -129,7 +132,7 @@ def set_hyperparameters(optimizer: Optimizer, config: OptimizerConfig, batch_siz
     for group in optimizer.param_groups:
         scale = group.get("rate_scale", 1.0)  # checkpoints of version 0.1 have none
         group["lr"] = scale * (full if group["constant_rate"] else rate)
-        if group["weight_decay"] > 0 and config.final_weight_decay is not None:
+        if group.get("decays", group["weight_decay"] > 0) and config.final_weight_decay is not None:
             group["weight_decay"] = curve(config.weight_decay, config.final_weight_decay, progress)
     return rate
 

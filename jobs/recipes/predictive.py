@@ -14,5 +14,5 @@ def cpc_32px() -> Experiment:
     Command: feral pretrain cpc_32px data.store=STORE
     """
     encoder = RESNET_32PX.model_copy(update={"arguments": RESNET_32PX.arguments | {"norm_layer": "groupnorm1"}})
-    objective = CPC.Config(patch_size=8, stride=6, furthest=3)
+    objective = CPC.Config(patch_size=8, stride=6, furthest=3, directions=("down", "up", "left", "right"))
     return small(objective, ADAM, encoder=encoder, views=CROP_ONLY)

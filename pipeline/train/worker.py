@@ -27,6 +27,7 @@ from pipeline.train.meter import LogRow, NotFinite
 from pipeline.train.record import Recorder, append_event, fingerprint
 from pipeline.train.start import start_weights
 from ssl_models.collectives import mean_over_ranks
+from ssl_models.encoders import ImageEncoder
 from ssl_models.objectives import build_objective
 
 MAX_SKIPS = 5  # times that a run goes back before a value that is not finite is its own fault
@@ -84,7 +85,9 @@ def fresh_state(experiment: Experiment, device: torch.device, *, restored: bool 
     if training.continue_from and not restored:
         continue_checkpoint(training).restore(state)
     if training.compile:
-        objective.encoder.compile()  # in place: names of weights stay
+        for module in objective.modules():  # teachers, too
+            if isinstance(module, ImageEncoder):
+                module.compile()
     return state
 
 

@@ -101,6 +101,7 @@ class Captioning(Objective):
             raise ValueError(f"objective.text.width={text.width} is not divisible by text.heads={text.heads}")
         self.chunk = config.chunk
         self._try_features(encoder.image_size)
+        self.encoder.refuse_class_token()
         self.look = nn.Linear(self.encoder.dim, text.width)
         self.words = nn.Linear(text.width, text.vocabulary_size)  # its weight is the embedding, too
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))

@@ -98,18 +98,6 @@ def last(logits: Tensor) -> Tensor:
     return single(logits).permute(0, 2, 3, 1)
 
 
-def needs_map(encoder: ImageEncoder) -> None:
-    """
-    Raises:
-        ValueError: probes would judge a class token, which a loss on the map does not train.
-    """
-    if getattr(encoder.model, "global_pool", None) == "token" and not encoder.mean_pool:
-        raise ValueError(
-            "this objective trains the patch tokens of a ViT, but encoder.pool=auto judges its class token: use "
-            "encoder.pool=mean"
-        )
-
-
 class Colorization(Objective):
     """Colorful image colorization (Zhang et al. 2016): which colour has each place of a grey image?
 
@@ -130,7 +118,7 @@ class Colorization(Objective):
 
     def __init__(self, config: Config, encoder: EncoderConfig) -> None:
         super().__init__(config, encoder)
-        needs_map(self.encoder)
+        self.encoder.refuse_class_token()
         self.config, self.side = config, encoder.image_size // 4
         bins = ab_bins().float()
         self.register_buffer("bins", bins)
@@ -181,7 +169,7 @@ class SplitBrain(Objective):
 
     def __init__(self, config: Config, encoder: EncoderConfig) -> None:
         super().__init__(config, encoder)
-        needs_map(self.encoder)
+        self.encoder.refuse_class_token()
         self.other = ImageEncoder(encoder)
         self.side, self.lightness_bins = encoder.image_size // 4, config.lightness_bins
         bins = ab_bins().float()

@@ -87,6 +87,7 @@ class ContextEncoder(Objective):
     def __init__(self, config: Config, encoder: EncoderConfig) -> None:
         super().__init__(config, encoder)
         self.config, self.side = config, encoder.image_size
+        self.encoder.refuse_class_token()
         with torch.no_grad():
             device = next(self.encoder.parameters()).device
             self.encoder.eval()

@@ -156,6 +156,7 @@ class SimMIM(Objective):
                 f"objective simmim needs a plain ViT as encoder, got {type(self.encoder.model).__name__}: choose for "
                 "example encoder.name=vit_tiny_patch16_224"
             )
+        self.encoder.refuse_class_token()
         self.mask_ratio = config.mask_ratio
         self.patch_size: int = self.encoder.model.patch_embed.patch_size[0]
         if config.mask_size % self.patch_size or encoder.image_size % config.mask_size:

@@ -49,6 +49,29 @@ def test_visible_tokens_follow_the_order_of_keep():
     assert torch.allclose(one[:, 1:][:, [1, 2, 0]], other[:, 1:], atol=1e-5)
 
 
+def test_whatever_an_objective_calls_is_compiled(monkeypatch):
+    """Whole images, visible patches, masked ones, and the map."""
+    ran: list[str] = []
+
+    def compiled(call, **options):
+        return lambda *inputs, **more: (ran.append(type(call.__self__).__name__), call(*inputs, **more))[1]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    config = EncoderConfig(name="vit_tiny_patch16_224", image_size=32, patch_size=8, pool="mean", arguments=TINY_VIT)
+    encoder, images = ImageEncoder(config), torch.zeros(2, 3, 32, 32)
+    encoder.compile()
+    hidden = torch.zeros(2, 16, dtype=torch.bool)
+    for call in (
+        lambda: encoder(images),
+        lambda: encoder.features(images),
+        lambda: encoder.visible_tokens(images, torch.arange(4).expand(2, 4)),
+        lambda: encoder.masked_tokens(images, hidden, torch.zeros(encoder.dim)),
+    ):
+        ran.clear()
+        call()
+        assert {"PatchEmbed", "Sequential", "LayerNorm"} <= set(ran)
+
+
 def test_sine_cosine_positions_against_a_loop():
     table = sine_cosine_positions(8, 2, 3)
     for row in range(2):
@@ -77,6 +100,7 @@ def test_text_is_read_at_its_end_token():
     [
         (EncoderConfig(name="resnt18"), "is no model of timm"),
         (EncoderConfig(name="resnet18", pool="mean"), "needs a ViT"),
+        (EncoderConfig(name="resnet18", patch_size=4), "encoder.patch_size=4 needs a ViT"),
         (EncoderConfig(name="vit_tiny_patch16_224", stem="small"), "needs a plain ResNet"),
         (EncoderConfig(name="resnet18", arguments={"depht": 3}), "does not take"),
     ],

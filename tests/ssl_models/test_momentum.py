@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ssl_models.curves import curve
+from ssl_models.encoders import EncoderConfig, ImageEncoder
 from ssl_models.momentum import MomentumTeacher
 
 
@@ -24,6 +25,18 @@ def test_the_cosine_is_that_of_byol():
     for progress in (0.1, 0.37, 0.99):
         byol = 1 - (1 - 0.996) * (math.cos(math.pi * progress) + 1) / 2
         assert curve(0.996, 1.0, progress) == pytest.approx(byol, abs=1e-12)
+
+
+def test_the_teacher_drops_nothing():
+    """Of a ViT whose student drops patches, values and branches: two passes of the teacher are the same."""
+    arguments = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_drop_rate": 0.5, "drop_rate": 0.5}
+    config = EncoderConfig(
+        name="vit_tiny_patch16_224", image_size=16, patch_size=4, arguments=arguments | {"drop_path_rate": 0.5}
+    )
+    student = ImageEncoder(config)
+    teacher, images = MomentumTeacher(student).train(), torch.randn(2, 3, 16, 16)
+    assert torch.equal(teacher(images), teacher(images))
+    assert not torch.equal(student(images), student(images))
 
 
 def test_the_teacher_averages_parameters_and_keeps_its_own_statistics():

@@ -35,6 +35,24 @@ def test_weights_decay_and_biases_and_norms_do_not(name):
     assert {key: len(shapes) for key, shapes in found.items()} == {(0.1, False): 6}
 
 
+def test_a_decay_of_zero_is_a_value_like_others():
+    """LARS adapts the step of a layer all the same, and another value at the end of the run is reached."""
+    steps = []
+    for decay in (0.0, 1e-12):
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 4)
+        optimizer = build_optimizer(layer.named_parameters(), OptimizerConfig(name="lars", weight_decay=decay), 256)
+        before = layer.weight.detach().clone()
+        layer.weight.grad, layer.bias.grad = torch.ones_like(layer.weight), torch.ones_like(layer.bias)
+        optimizer.step()
+        steps.append((layer.weight - before).detach())
+    torch.testing.assert_close(*steps)
+    config = OptimizerConfig(weight_decay=0.0, final_weight_decay=0.4)
+    optimizer, _ = groups(config)
+    set_hyperparameters(optimizer, config, 512, 100, Span(0, 100))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [pytest.approx(0.4), 0.0]
+
+
 def test_a_constant_rate_follows_no_curve_and_decay_follows_its_own():
     config = OptimizerConfig(name="sgd", learning_rate=0.1, warmup=0.1, weight_decay=0.04, final_weight_decay=0.4)
     optimizer, _ = groups(config, constant_rate=("2.",))
@@ -109,7 +127,9 @@ def test_the_rate_decays_with_the_layer_and_composes_with_the_other_groups():
             name, seen = names[id(parameter)], seen + 1
             full = 0.1 if name.startswith("slow") else rate
             assert group["lr"] == pytest.approx(full * 0.5 ** below.get(name, 0)), name
-            assert (group["weight_decay"] > 0) == (parameter.ndim > 1 and not name.endswith("cls_token")), name
+            assert (group["weight_decay"] > 0) == (
+                parameter.ndim > 1 and not name.endswith(("cls_token", "pos_embed"))
+            ), name
     assert seen == len(named)
 
 
