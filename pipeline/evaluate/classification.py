@@ -17,6 +17,7 @@ from pipeline.evaluate.probes import (
 )
 from pipeline.evaluate.protocol import Confusion
 from pipeline.evaluate.scoring import Answered, Case, Labelled, answered, score
+from pipeline.evaluate.spread import Spread, reach, sampling
 from pipeline.stream.labels import few_labels
 from ssl_models.objectives.supervised import Supervised
 
@@ -27,23 +28,29 @@ FEWEST = 5  # images a class that a linear probe is fitted to
 MOST = 5_000  # images in all, for there are 36 fits of as many: `DRAWS` × encoders × strengths and the last
 
 TOP = 5  # of so many answers one is right: of more classes only
+MOST_CLASSES = 50  # of a table that a person can read
 
 
-def classification(case: Case) -> Iterator[Answered | str]:
-    """k-NN and linear probe with all labels."""
+def classification(case: Case) -> Iterator[Answered | Confusion | str]:
+    """k-NN and linear probe with all labels; and what the k-NN takes the classes for, if they are not too many."""
     labelled = case.labelled()
     if isinstance(labelled, str):
         yield f"knn_top1, linear_top1: {labelled}"
         return
     config, bank, asked = case.config, labelled.train, labelled.test
     k = min(config.neighbours, len(bank.labels))
-    hits = {
+    answers = {
         one: knn_predictions(bank.features[one], bank.labels, asked.features[one], k, config.neighbour_temperature)
-        == asked.labels
         for one in ENCODERS
     }
+    hits = {one: found == asked.labels for one, found in answers.items()}
     protocol = f"weighted {k}-NN, cosine, T={config.neighbour_temperature}, bank of {len(bank.labels)} clean images"
     yield answered("knn_top1", protocol, hits, 1 / labelled.num_classes, asked.numbers)
+    classes = case.store.manifest.classes
+    if len(classes) <= MOST_CLASSES:
+        counts = np.zeros((len(classes), len(classes)), int)
+        np.add.at(counts, (asked.labels, answers["trained"]), 1)
+        yield Confusion(classes=classes, counts=tuple(map(tuple, counts.tolist())))
     protocol = (
         f"logistic regression on standardised frozen embeddings, {len(bank.labels)} images, L-BFGS "
         f"≤ {config.linear_iterations} iterations, C chosen on a tenth of the training images"
@@ -155,26 +162,9 @@ def _drawn(
             answers = predict(bank.features[one][rows], bank.labels[rows], asked.features[one])
             right[one].append(answers == asked.labels)
     means = {one: float(np.mean(hits)) for one, hits in right.items()}
-    protocol += f"; mean of {DRAWS} draws, the interval is from the lowest to the highest"
-    each = [float(hits.mean()) for hits in right["trained"]]
-    found = score(name, protocol, len(asked.labels), means, 1 / labelled.num_classes, (min(each), max(each)))
+    protocol += f"; mean of {DRAWS} draws of labels, whose spread is in the interval"
+    spread = Spread.of([float(hits.mean()) for hits in right["trained"]])
+    half = reach([spread], sampling(spread.mean, len(asked.labels)))
+    interval = (max(0.0, spread.mean - half), min(1.0, spread.mean + half))
+    found = score(name, protocol, len(asked.labels), means, 1 / labelled.num_classes, interval)
     return Answered(found, asked.numbers, np.mean(right["trained"], axis=0))
-
-
-MOST_CLASSES = 50  # of a table that a person can read
-
-
-def confusion(case: Case) -> Confusion | None:
-    """What the k-NN classifier takes the classes for; None without labels, or of too many classes."""
-    labelled = case.labelled()
-    classes = case.store.manifest.classes
-    if isinstance(labelled, str) or len(classes) > MOST_CLASSES:
-        return None
-    bank, asked, config = labelled.train, labelled.test, case.config
-    k = min(config.neighbours, len(bank.labels))
-    answers = knn_predictions(
-        bank.features["trained"], bank.labels, asked.features["trained"], k, config.neighbour_temperature
-    )
-    counts = np.zeros((len(classes), len(classes)), int)
-    np.add.at(counts, (asked.labels, answers), 1)
-    return Confusion(classes=classes, counts=tuple(map(tuple, counts.tolist())))

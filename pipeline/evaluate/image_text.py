@@ -91,11 +91,24 @@ class _Towers:
         words = [captions[int(case.train.numbers[row])].as_py()[0] for row in told]
         self.words = PixelsToWords.fit(case.train.features["pixels"][told], words)
 
+    @property
+    def pixels(self) -> str:
+        """What the baseline is, in a protocol."""
+        return "ridge regression to words" if self.words else "chance, for no training image has a caption"
+
+    def names(self) -> list[str]:
+        """Of the encoders that can be asked."""
+        return [name for name in ENCODERS if name != "pixels" or self.words]
+
     def texts(self, name: str, texts: list[str]) -> np.ndarray:
-        return self.words.texts(texts) if name == "pixels" else embed_texts(self.pair[name], texts, self.context_length)
+        if name == "pixels":
+            assert self.words
+            return self.words.texts(texts)
+        return embed_texts(self.pair[name], texts, self.context_length)
 
     def images(self, name: str, rows: np.ndarray) -> np.ndarray:
         if name == "pixels":
+            assert self.words
             return self.words.images(self.test.features["pixels"][rows])
         return self.test.features[f"{name}_projection"][rows]
 
@@ -105,11 +118,11 @@ def _zero_shot(case: Case, towers: _Towers) -> Answered | str:
     if len(classes) < 2 or not len(asked):
         return "zero_shot_top1: the store has no labelled test images"
     questions = [prompt for name in classes for prompt in prompts(name)]
-    hits = {}
-    for name in ENCODERS:
+    hits = {"pixels": np.full(len(asked), 1 / len(classes))}
+    for name in towers.names():
         classifier = zero_shot_classifier(towers.texts(name, questions), len(classes))
         hits[name] = (towers.images(name, asked) @ classifier.T).argmax(1) == case.test.labels[asked]
-    protocol = f"mean of {len(questions) // len(classes)} prompts a class; raw pixels: ridge regression to words"
+    protocol = f"mean of {len(questions) // len(classes)} prompts a class; raw pixels: {towers.pixels}"
     return answered("zero_shot_top1", protocol, hits, 1 / len(classes), case.test.numbers[asked])
 
 
@@ -122,11 +135,11 @@ def _retrieval(case: Case, towers: _Towers) -> Iterator[Answered | str]:
     lists = [captions[int(number)].as_py() for number in case.test.numbers[rows]]
     texts = [text for group in lists for text in group]
     owner = np.repeat(np.arange(len(rows)), [len(group) for group in lists])
-    tables = {name: recalls(towers.images(name, rows) @ towers.texts(name, texts).T, owner) for name in ENCODERS}
+    tables = {name: recalls(towers.images(name, rows) @ towers.texts(name, texts).T, owner) for name in towers.names()}
     chance = chance_recalls(owner, len(rows))
-    protocol = f"{len(rows)} held-back images, {len(texts)} captions; raw pixels: ridge regression to words"
+    protocol = f"{len(rows)} held-back images, {len(texts)} captions; raw pixels: {towers.pixels}"
     for measure in chance:
-        found = {name: float(table[measure].mean()) for name, table in tables.items()}
+        found = {"pixels": chance[measure]} | {name: float(table[measure].mean()) for name, table in tables.items()}
         shown = score(f"retrieval_{measure}", protocol, len(rows), found, chance[measure], None)
         right = tables["trained"][measure]
         if measure.startswith("text"):  # captions of an image are no independent queries: it counts once
@@ -143,12 +156,16 @@ class PixelsToWords:
     ridge: object
 
     @classmethod
-    def fit(cls, pixels: np.ndarray, captions: list[str]) -> "PixelsToWords":
+    def fit(cls, pixels: np.ndarray, captions: list[str]) -> "PixelsToWords | None":
+        """None: the captions have no words."""
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import Ridge
 
         vectorizer = TfidfVectorizer(max_features=1000, stop_words="english")
-        words = vectorizer.fit_transform(captions).toarray()
+        try:
+            words = vectorizer.fit_transform(captions).toarray()
+        except ValueError:  # scikit-learn's "empty vocabulary"
+            return None
         return cls(vectorizer, Ridge(alpha=float(len(pixels)) ** 0.5).fit(pixels, words))
 
     def images(self, pixels: np.ndarray) -> np.ndarray:

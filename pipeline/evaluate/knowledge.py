@@ -40,13 +40,12 @@ def knowledge(case: Case) -> Iterator[Score | str]:
                 of = "h" if one == "pixels" else place
                 return np.concatenate([part.features[f"{one}_{answer}_{of}"] for answer in answers])
 
-            hits = {
-                one: linear_predictions(stacked(bank, one), labels, stacked(asked, one), case.config.linear_iterations)[
-                    0
-                ]
-                == truth
-                for one in ENCODERS
-            }
+            hits = {}
+            for one in ENCODERS:
+                told, _ = linear_predictions(
+                    stacked(bank, one), labels, stacked(asked, one), case.config.linear_iterations
+                )
+                hits[one] = (told == truth).reshape(len(answers), -1).mean(0)  # ways of an image are one query
             protocol = f"linear probe of {title}: {', '.join(answers)}; {len(bank.numbers)} training images, each way"
             yield accuracy(f"knows_{question}_{place}", protocol, hits, 1 / len(answers))
 
@@ -74,7 +73,7 @@ def depths(case: Case) -> Iterator[Score | str]:
         yield accuracy(f"linear_top1_depth{number}", protocol, hits, 1 / labelled.num_classes)
         number += 1
     if number == 1:
-        yield "linear_top1_depth: this encoder gives no maps of its stages (timm's forward_intermediates)"
+        yield "linear_top1_depth: this encoder gives no maps of whole images by stage (timm's forward_intermediates)"
 
 
 def projection(case: Case) -> Iterator[Answered | str]:
@@ -88,7 +87,7 @@ def projection(case: Case) -> Iterator[Answered | str]:
     for result in classification(replace(case, train=train, test=test)):
         if isinstance(result, str):
             yield result.replace("top1", "top1_projection")
-        else:
+        elif isinstance(result, Answered):
             found = result.score
             named = {"name": f"{found.name}_projection", "protocol": f"of the projection g(h): {found.protocol}"}
             yield replace(result, score=found.model_copy(update=named))

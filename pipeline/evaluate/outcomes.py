@@ -26,8 +26,9 @@ class Outcomes:
     right: dict[str, np.ndarray]  # by score: (N,) in [0, 1], NaN where not asked
 
     def paired(self, other: "Outcomes", name: str) -> tuple[np.ndarray, np.ndarray]:
-        """What both made of the queries that both were asked for a score: (Q,) each, in the same order."""
-        _, mine, theirs = np.intersect1d(self.ids, other.ids, assume_unique=True, return_indices=True)
+        """What both made of the queries that both were asked for a score: (Q,) each, in the same order; of several with
+        the same bytes, which a store without duplicate removal holds, the first."""
+        _, mine, theirs = np.intersect1d(self.ids, other.ids, return_indices=True)
         pair = self.right[name][mine], other.right[name][theirs]
         asked = ~(np.isnan(pair[0]) | np.isnan(pair[1]))
         return pair[0][asked], pair[1][asked]

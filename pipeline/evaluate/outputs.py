@@ -31,12 +31,42 @@ def depths(encoder: Any, images: Tensor, ids: Tensor, views: DeviceViews) -> dic
     """The mean over the places of the feature map after each stage of a network, or each of four parts of a ViT."""
     if isinstance(encoder, Pixels):
         return {"": encoder.embed(images)}
-    network = _network(encoder)
-    if network is None:
+    seen = _seen(encoder, images)
+    if any(len(pictures) != len(images) for _, pictures in seen):
+        return {}  # it embeds parts of an image
+    network = None if seen else _network(encoder)
+    networks = [(one.model, pictures) for one, pictures in seen] + ([(network, images)] if network is not None else [])
+    if not networks or not all(hasattr(one, "forward_intermediates") for one, _ in networks):
         return {}
+    stages = zip(*(_stages(one, pictures) for one, pictures in networks), strict=True)
+    return {f"_depth{number}": torch.cat(means, 1) for number, means in enumerate(stages, 1)}
+
+
+def _stages(network: Any, images: Tensor) -> list[Tensor]:
+    """(B, C) of each."""
     maps = network.forward_intermediates(images, intermediates_only=True)
     chosen = maps if len(maps) <= 5 else [maps[len(maps) * part // 4 - 1] for part in (1, 2, 3, 4)]
-    return {f"_depth{number}": one.mean((2, 3)) for number, one in enumerate(chosen, 1)}
+    return [one.mean((2, 3)) for one in chosen]
+
+
+def _seen(encoder: Any, images: Tensor) -> list[tuple[ImageEncoder, Tensor]]:
+    """The networks of ours that an embedding passes through, each with the pictures that are made of `images` for it:
+    pretext tasks show theirs lightness alone, edges, or patches."""
+    if isinstance(encoder, Objective) and type(encoder).embed is Objective.embed:
+        return [(encoder.encoder, images)]
+    seen: list[tuple[ImageEncoder, Tensor]] = []
+    hooks = [
+        one.register_forward_pre_hook(lambda network, inputs: seen.append((network, inputs[0])))
+        for one in encoder.modules()
+        if isinstance(one, ImageEncoder)
+    ]
+    try:
+        if hooks:
+            encoder.embed(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
 
 
 def _network(encoder: Any) -> Any:
@@ -56,19 +86,7 @@ def feature_map(encoder: Any, images: Tensor, layers: int = 1) -> Tensor:
     Raises:
         ValueError: it has no such map, or not so many.
     """
-    if isinstance(encoder, Objective) and type(encoder).embed is Objective.embed:
-        return _map_of(encoder.encoder, images, layers)
-    seen: list[tuple[ImageEncoder, Tensor]] = []
-    hooks = [
-        one.register_forward_pre_hook(lambda network, inputs: seen.append((network, inputs[0])))
-        for one in encoder.modules()
-        if isinstance(one, ImageEncoder)
-    ]
-    try:
-        encoder.embed(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    seen = _seen(encoder, images)
     if any(len(pictures) != len(images) for _, pictures in seen):
         raise ValueError("this encoder embeds parts of an image, and keeps no map of the whole")
     if seen:

@@ -87,6 +87,7 @@ class Evaluation(Config):
     step: int
     store_digest: str
     encoder_digest: str = ""  # of all that the embeddings depend on, but for the images; none in older files
+    asked: str = ""  # digest of how and about which samples it was asked; none in older files
     scores: list[Score]
     skipped: list[str]  # evaluators that could not run, each with its reason
     neighbours: dict[int, list[int]]  # a few test samples → their nearest training samples, for the report

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.evaluate.embed import Embedding, Embeddings
 from pipeline.evaluate.encoders import Encoders
-from pipeline.evaluate.protocol import EvaluationConfig, Score, wilson
+from pipeline.evaluate.protocol import Confusion, EvaluationConfig, Score, wilson
 from pipeline.ingest.store import Store
 
 RESAMPLES = 200
@@ -52,7 +52,8 @@ class Answered:
     right: np.ndarray  # (Q,) in [0, 1]: answered rightly, or the share of answers that were
 
 
-Evaluator = Callable[[Case], Iterator[Score | Answered | str]]  # a str says what could not be computed, and why
+# What evaluators yield; a str says what could not be computed, and why.
+Evaluator = Callable[[Case], Iterator[Score | Answered | Confusion | str]]
 
 
 def accuracy(name: str, protocol: str, hits: dict[str, np.ndarray], chance: float) -> Score:

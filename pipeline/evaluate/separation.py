@@ -29,11 +29,13 @@ def separation(case: Case) -> Iterator[Score | Answered | str]:
     some = spread_over(len(asked.labels), MAX_SILHOUETTE)
     truth = asked.labels
     hits, answers, silhouettes = {}, {}, {}
+    told_apart = 1 < len(np.unique(truth[some])) < len(some)  # else a silhouette means nothing
     for one in ENCODERS:
         known, queries = (_unit(part.features[one]) for part in (bank.rows(chosen), asked))
         clusters, answers[one] = _clusters(known, queries, labelled.num_classes)
-        hits[one] = _names(clusters, bank.labels[chosen])[answers[one]] == truth
-        silhouettes[one] = silhouette_samples(queries[some], truth[some], metric="cosine")
+        hits[one] = _names(clusters, bank.labels[chosen], labelled.num_classes)[answers[one]] == truth
+        if told_apart:
+            silhouettes[one] = silhouette_samples(queries[some], truth[some], metric="cosine")
     how = f"k-means, k = {labelled.num_classes} on normalised embeddings of {len(chosen)} training images"
     protocol = f"{how}; clusters are named by the best one-to-one assignment on training labels"
     yield answered("cluster_top1", protocol, hits, 1 / labelled.num_classes, asked.numbers)
@@ -41,6 +43,9 @@ def separation(case: Case) -> Iterator[Score | Answered | str]:
         found = {one: float(measure(truth, answer)) for one, answer in answers.items()}
         interval = bootstrap(partial(_resampled, measure, truth, answers["trained"]), len(truth))
         yield score(name, f"{how}, against the classes of test images", len(truth), found, 0.0, interval, index=True)
+    if not told_apart:
+        yield "silhouette: needs labelled test images of two classes, and several of one"
+        return
     found = {one: float(values.mean()) for one, values in silhouettes.items()}
     interval = bootstrap(lambda rows: float(silhouettes["trained"][rows].mean()), len(some))
     protocol = "of the classes, cosine distance; 1: far apart, 0: touching, below: mixed"
@@ -66,15 +71,18 @@ def _clusters(known: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarra
     return found.labels_, found.predict(queries)
 
 
-def _names(clusters: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(k,): the class of each cluster, so that as many samples as possible are in the cluster of their class."""
+def _names(clusters: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """(k,): the class of each cluster, so that as many samples as possible are in the cluster of their class; −1 where
+    the samples are of fewer classes than there are clusters, and none is left for it."""
     from scipy.optimize import linear_sum_assignment
 
     classes, of = np.unique(labels, return_inverse=True)
-    common = np.zeros((len(classes), len(classes)), int)
+    common = np.zeros((k, len(classes)), int)
     np.add.at(common, (clusters, of), 1)
     rows, columns = linear_sum_assignment(common, maximize=True)
-    return classes[columns[np.argsort(rows)]]
+    names = np.full(k, -1)
+    names[rows] = classes[columns]
+    return names
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

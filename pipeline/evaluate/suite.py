@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluate.classification import classification, confusion, own_classifier, sgd_probe, with_few_labels
+from pipeline.evaluate.classification import classification, own_classifier, sgd_probe, with_few_labels
 from pipeline.evaluate.embed import Embedding, Embeddings
 from pipeline.evaluate.encoders import Encoders, RunEncoders
 from pipeline.evaluate.examples import Examples, write_examples
@@ -19,7 +20,7 @@ from pipeline.evaluate.masks import Segmented
 from pipeline.evaluate.outcomes import write_outcomes
 from pipeline.evaluate.outputs import PAIRS
 from pipeline.evaluate.probes import nearest
-from pipeline.evaluate.protocol import Evaluation, EvaluationConfig, Health, Score
+from pipeline.evaluate.protocol import Confusion, Evaluation, EvaluationConfig, Health, Score
 from pipeline.evaluate.scoring import Answered, Case, Evaluator
 from pipeline.evaluate.segmentation import segmentation
 from pipeline.evaluate.separation import separation, spread_over
@@ -115,8 +116,7 @@ def judge(
     began = time.perf_counter()
     also = tuple(dict.fromkeys([*_expected(encoders), *also]))
     on_stage("embedding")
-    train_numbers = store.select("train") if bank is None else bank
-    splits = [_limit(numbers, config) for numbers in (train_numbers, store.select("test"))]
+    splits = _splits(store, config, bank)
     # in one pass: starting processes costs more than splitting
     found = embedding.samples(encoders, store, np.concatenate(splits))
     train, test = found.rows(slice(len(splits[0]))), found.rows(slice(len(splits[0]), None))
@@ -125,6 +125,7 @@ def judge(
         step=encoders.step,
         store_digest=store.manifest.digest,
         encoder_digest=encoders.digest,
+        asked=_digest(config, splits),
         scores=[],
         skipped=[],
         neighbours={},
@@ -135,19 +136,24 @@ def judge(
     if len(test.numbers) == 0:
         evaluation.skipped.append("all: the store has no test split; curate with --holdout above 0")
     else:
-        case = Case(encoders, store, config, train, test, embedding)
+        case, confusion = Case(encoders, store, config, train, test, embedding), None
         for name, evaluator in {**ALWAYS, **{name: ON_DEMAND[name] for name in also}}.items():
             on_stage(name.replace("_", "-"))
             for result in evaluator(case):
                 if isinstance(result, Answered):
                     on_answers(result)
                     result = result.score
-                (evaluation.scores if isinstance(result, Score) else evaluation.skipped).append(result)  # type: ignore[arg-type]
+                if isinstance(result, Confusion):
+                    confusion = result
+                elif isinstance(result, Score):
+                    evaluation.scores.append(result)
+                else:
+                    evaluation.skipped.append(result)
         on_stage("map")
         evaluation = evaluation.model_copy(
             update={
                 "neighbours": _example_neighbours(train, test),
-                "confusion": confusion(case),
+                "confusion": confusion,
                 "map": embedding_map(test),
             }
         )
@@ -188,6 +194,24 @@ def judge_masks(
     )
     examples = [result for result in results if isinstance(result, Examples)]
     return evaluation, examples[-1] if examples else None
+
+
+def asked(store: Store, config: EvaluationConfig) -> str:
+    """The digest of how, and about which samples of a store, `judge` would ask now: none that is blocked."""
+    return _digest(config, _splits(store, config))
+
+
+def _splits(store: Store, config: EvaluationConfig, bank: np.ndarray | None = None) -> list[np.ndarray]:
+    """Numbers of the training and of the test samples."""
+    train = store.select("train") if bank is None else bank
+    return [_limit(numbers, config) for numbers in (train, store.select("test"))]
+
+
+def _digest(config: EvaluationConfig, splits: Sequence[np.ndarray]) -> str:
+    found = sha256(config.model_dump_json(exclude={"online_images", "max_images"}).encode())
+    for numbers in splits:
+        found.update(np.ascontiguousarray(numbers, "<i8").tobytes() + b"/")
+    return found.hexdigest()
 
 
 def _limit(numbers: np.ndarray, config: EvaluationConfig) -> np.ndarray:

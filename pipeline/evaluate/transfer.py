@@ -15,7 +15,7 @@ from pipeline.evaluate.outcomes import read_outcomes
 from pipeline.evaluate.protocol import Evaluation, EvaluationConfig
 from pipeline.evaluate.scoring import Answered
 from pipeline.evaluate.segmentation import JOINED, MIOU, PIXELS
-from pipeline.evaluate.suite import ON_DEMAND, judge, judge_masks, write_evaluation
+from pipeline.evaluate.suite import ON_DEMAND, asked, judge, judge_masks, write_evaluation
 from pipeline.ingest.store import Store
 from pipeline.ingest.write import replaced
 
@@ -49,7 +49,7 @@ def judge_all(
 ) -> list[Judged]:
     """Judges every encoder on every store and on `pictures` with masks, of each encoder's image size (`joined`: also by
     its last four layers), and writes FOLDER/ENCODER--DATA.json of each. What was judged before, by the same weights on
-    the same data, is read from there. Ray must be connected.
+    the same samples in the same way, is read from there. Ray must be connected.
     """
     data = [store.path.name for store in stores] + [one.name for one in list(pictures.values())[:1]]
     names = _names([one.name for one in encoders]), _names(data)
@@ -64,7 +64,7 @@ def judge_all(
                 evaluation = _read(file, one.digest, masks.digest, ("layers",) if joined else ())
                 make = partial(_on_masks, file, one, masks, kept, joined)
             else:
-                evaluation = _read(file, one.digest, store.manifest.digest, also, with_outcomes=True)
+                evaluation = _read(file, one.digest, store.manifest.digest, also, asked(store, config))
                 make = partial(_on_store, file, one, store, config, kept, also)
             if evaluation is None:
                 tell(f"{name} on {on}")
@@ -98,14 +98,14 @@ def _on_masks(file: Path, one: Encoders, masks: Segmented, embedding: Embedding,
     return evaluation
 
 
-def _read(
-    file: Path, encoder: str, data: str, also: Sequence[str] = (), *, with_outcomes: bool = False
-) -> Evaluation | None:
+def _read(file: Path, encoder: str, data: str, also: Sequence[str] = (), question: str = "") -> Evaluation | None:
+    """What was judged before, if it was of the same weights and data, asked in the same way about the same samples;
+    `question`: see `asked`, none of pictures with masks."""
     with suppress(OSError, ValueError):
-        evaluation = Evaluation.model_validate_json(file.read_text())
-        same = (evaluation.encoder_digest, evaluation.store_digest) == (encoder, data)
-        if same and set(also) <= set(evaluation.also) and (not with_outcomes or read_outcomes(file, evaluation)):
-            return evaluation
+        found = Evaluation.model_validate_json(file.read_text())
+        same = (found.encoder_digest, found.store_digest, found.asked) == (encoder, data, question)
+        if same and set(also) <= set(found.also) and (not question or read_outcomes(file, found)):
+            return found
     return None
 
 

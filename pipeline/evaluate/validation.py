@@ -61,7 +61,7 @@ def validate(
             rows[~is_query], labels[~is_query], rows[is_query], experiment.evaluation.linear_iterations
         )
         hits["linear"] = answers == labels[is_query]
-    few, asked = held_back(known, online_images, ONLINE_QUERY_SHARE)
+    few, asked = held_back(known, min(online_images, MAX_IMAGES), ONLINE_QUERY_SHARE)
     places = np.searchsorted(numbers, few)  # fewer of the same images
     probe = probed(encoders.step, rows[places], labels[places], asked, experiment)
     return Validation(hits, probe)

@@ -79,5 +79,5 @@ def _scores(trained: Trained) -> str:
     lines = ["| score | this encoder | before training | raw pixels | chance |", "|---|---|---|---|---|"]
     for score in evaluation.scores:
         values = (score.trained, score.random_encoder, score.raw_pixels, score.chance)
-        lines.append(f"| {score.name}: {score.protocol} | " + " | ".join(f"{value:.1%}" for value in values) + " |")
+        lines.append(f"| {score.name}: {score.protocol} | " + " | ".join(map(score.shown, values)) + " |")
     return "\n".join(lines) + "\n"

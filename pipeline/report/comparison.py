@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluate.spread import Spread
 from pipeline.ingest.write import replaced
 from pipeline.train.goodput import duration
 from pipeline.tune.compare import Contender, Trial
-from pipeline.tune.comparison import Measure, Row, Spread, conclusions, groups, scores_of
+from pipeline.tune.comparison import Measure, Row, conclusions, groups, scores_of
 
 COMPARISON = "compare.json"
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pipeline.report.axes import axis_of, linear
 from pipeline.report.plots import Plot, dot, line, plot, stairs
+from pipeline.tune.front import front
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ COSTS = (
     Cost("images_per_second", "Speed", more_is_better=True),
     Cost("bytes", "Peak memory"),
     Cost("images", "Images seen"),
-    Cost("parameters", "Trained parameters"),
+    Cost("parameters", "Encoder parameters"),
 )
 
 
@@ -45,17 +46,6 @@ def cost_plots(candidates: Sequence[Candidate], score_title: str) -> list[Plot]:
         if len({value for _, value in known}) > 1:
             plots.append(_plot(cost, known, score_title))
     return plots
-
-
-def front(points: Sequence[tuple[float, float]], more_is_better: bool = False) -> list[int]:
-    """Places of the (cost, score) that no other one beats in both, the cheapest first."""
-    sign = -1 if more_is_better else 1
-    order = sorted(range(len(points)), key=lambda place: (sign * points[place][0], -points[place][1]))
-    found: list[int] = []
-    for place in order:
-        if not found or points[place][1] > points[found[-1]][1]:
-            found.append(place)
-    return found
 
 
 def _plot(cost: Cost, known: list[tuple[Candidate, float]], score_title: str) -> Plot:

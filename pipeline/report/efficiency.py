@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from pipeline.evaluate.spread import Spread
 from pipeline.report.axes import linear, logarithmic
 from pipeline.report.plots import Dot, Line, Plot, dot, line, plot
-from pipeline.tune.comparison import Spread
 from pipeline.tune.convergence import Convergence
 from pipeline.tune.finetune_table import Row
 

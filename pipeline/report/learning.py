@@ -35,7 +35,7 @@ def read_learning(method: str, name: str, run: Path) -> Learned | None:
     loss = [(row["images_seen"], row["loss"]) for row in rows if isfinite(row.get("loss") or float("nan"))]
     batch = rows[-1]["images_seen"] / rows[-1]["step"]
     judged = {event["step"]: event["knn"] for event in events if event["event"] == "probe"}
-    probes = [(step * batch, 100 * knn) for step, knn in sorted(judged.items())]
+    probes = [(step * batch, 100 * knn) for step, knn in sorted(judged.items()) if knn is not None]  # None: no labels
     return Learned(method, name, loss, probes)
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from pipeline.evaluate.examples import read_examples
 from pipeline.evaluate.protocol import Score
+from pipeline.evaluate.spread import reach
 from pipeline.evaluate.transfer import SHOWN, Judged
 from pipeline.report.encoder_page import encoder_page
 from pipeline.report.page import link_to, write_page
 from pipeline.report.scores import SCORE_TITLES
 from pipeline.report.segmented import Segmentations, segmentations
 from pipeline.report.tracks import Judgement, track
-from pipeline.tune.comparison import reach, sampling
 
 PAGE = "table.html"
 DRAWN = 2  # scores, the first that a store allows
@@ -80,11 +80,15 @@ def _judgement(score: Score | None) -> Judgement | None:
 
 def beats(score: Score) -> bool:
     """Whether it is better than its untrained twin by more than the sampling of test images explains, at 95 %."""
-    return score.trained - score.random_encoder > _noise(score, score.trained, score.random_encoder)
+    noise = _variance(score, score.trained) + _variance(score, score.random_encoder)
+    return score.trained - score.random_encoder > reach([], noise)
 
 
-def _noise(score: Score, *shares: float) -> float:
-    return reach([], sum(sampling(share, score.num_queries) for share in shares))
+def _variance(score: Score, share: float) -> float:
+    """Of a share that was measured as the trained one was: what that one's interval says, scaled as a binomial's."""
+    low, high = score.reach
+    own = score.trained * (1 - score.trained)
+    return ((high - low) / 2 / 1.96) ** 2 * (share * (1 - share) / own if own else 1.0)
 
 
 # ---- in words ------------------------------------------------------------------------------------------------------
@@ -108,8 +112,13 @@ def _sound(part: dict[str, Any]) -> bool:
 def _close(part: dict[str, Any]) -> list[str]:
     """Encoders that the first score does not tell from the best one."""
     scores = [(one.encoder, score) for one in part["judged"] if (score := one.evaluation.score(part["names"][0]))]
-    best = scores[0][1].trained
-    return [name for name, score in scores[1:] if best - score.trained <= _noise(score, best, score.trained)]
+    best = scores[0][1]
+
+    def near(score: Score) -> bool:
+        noise = _variance(best, best.trained) + _variance(score, score.trained)
+        return best.trained - score.trained <= reach([], noise)
+
+    return [name for name, score in scores[1:] if near(score)]
 
 
 def _said(part: dict[str, Any]) -> Iterator[str]:

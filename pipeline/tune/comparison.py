@@ -3,33 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import inf, sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 
 from pipeline.evaluate.health import complaint
 from pipeline.evaluate.protocol import Evaluation, Score
+from pipeline.evaluate.spread import Spread, reach, sampling
 from pipeline.tune.compare import Contender, Trial
 
 # What methods are ranked by, the first before the second: where the store has labels; where it has captions only.
 CLASSES = {"knn_top1": "k-NN", "linear_top1": "linear probe"}
 PAIRS = {"retrieval_image_to_text_r10": "image→text R@10", "retrieval_text_to_image_r10": "text→image R@10"}
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation over seeds."""
-
-    mean: float
-    std: float | None  # None: of a single seed there is none
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
-
-    def percent(self) -> str:
-        """As in 58.9 ± 0.3."""
-        return f"{100 * self.mean:.1f}" + ("" if self.std is None else f" ± {100 * self.std:.1f}")
 
 
 @dataclass(frozen=True)
@@ -164,22 +147,6 @@ def apart(first: Measure, second: Measure) -> bool:
         return False  # how much a seed changes is not known
     noise = sum(sampling(spread.mean, first.num_queries) for spread in spreads)
     return abs(first.trained.mean - second.trained.mean) > reach(spreads, noise)
-
-
-def sampling(share: float, count: int) -> float:
-    """The variance of an accuracy on so many test images."""
-    return share * (1 - share) / count
-
-
-def reach(spreads: Sequence[Spread], noise: float) -> float:
-    """Half the 95 % interval of a sum or difference of means: of `spreads`, and of `noise`, a variance that is known.
-    The degrees of freedom are Satterthwaite's."""
-    from scipy.stats import t
-
-    variances = [(spread.std**2 / spread.count, spread.count - 1) for spread in spreads if spread.std is not None]
-    total = noise + sum(variance for variance, _ in variances)
-    doubt = sum(variance**2 / freedom for variance, freedom in variances)
-    return float(t.ppf(0.975, total**2 / doubt if doubt else inf)) * sqrt(total)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluate.spread import Spread, reach
 from pipeline.evaluate.validation import Metric
 from pipeline.experiment import Experiment
-from pipeline.tune.comparison import Spread, reach
 from pipeline.tune.sources import TITLES
 from pipeline.tune.trial import Trial, read_hits
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluate.convergence import Learned, read_learned
+from pipeline.evaluate.spread import Spread
 from pipeline.tune.compare import Trial
-from pipeline.tune.comparison import Spread
 from pipeline.tune.finetune import Arm
 
 Curve = tuple[tuple[int, Spread], ...]  # images seen, top-1 over draws

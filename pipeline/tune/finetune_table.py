@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluate.convergence import MAX_IMAGES
+from pipeline.evaluate.spread import Spread, reach, sampling
 from pipeline.experiment import Experiment
 from pipeline.ingest.write import replaced
 from pipeline.run import Run
 from pipeline.tune.compare import Trial
-from pipeline.tune.comparison import Spread, reach, sampling
 from pipeline.tune.convergence import Convergence, restored
 from pipeline.tune.finetune import FOLDER, Arm, Budget
 from ssl_models.objectives import OBJECTIVES, Objective

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal
 
+from pipeline.evaluate.spread import Spread
 from pipeline.experiment import Experiment
 from pipeline.tune.compare import Contender, Trial
-from pipeline.tune.comparison import Spread
 
 Place = tuple[str | float, ...]  # a value on each axis of a study
 FEWEST = 4  # published numbers that an order is compared on

@@ -50,6 +50,7 @@ from pipeline.ingest.write import replaced
 from pipeline.redaction import typed_command
 from pipeline.train.record import append_event, read_events
 from pipeline.tune.confirm import conclude, fresh_seeds, repeats
+from pipeline.tune.front import front
 from pipeline.tune.search import SHARES, Kind, Search, Stop
 from pipeline.tune.sources import Budget, Cost, Listed, Running, Searched, Setting
 from pipeline.tune.space import Space
@@ -244,27 +245,21 @@ def describe(
         "images_seen": None if "training.images_seen" in plan.space.varied else plan.base.training.images_seen,
         "concurrent": concurrent,
         "trials": [vars(trial) for trial in (*trials, *(confirming.trials.values() if confirming else ()))],
-        "front": front(trials, plan.cost) if plan.cost else [],
+        "front": front_of(trials, plan.cost) if plan.cost else [],
         "not_started": searched.not_started,
         "why_not": searched.why,
         "best": best,
     }
 
 
-def front(trials: list[Trial], cost: Cost) -> list[int]:
+def front_of(trials: list[Trial], cost: Cost) -> list[int]:
     """The numbers of the trials that no other is better than in score and cost, the cheapest first."""
-    points = [
-        (value, -trial.score, trial.number)
+    known = [
+        (trial.number, value, trial.score)
         for trial in trials
         if trial.score is not None and (value := trial.cost(cost)) is not None
     ]
-    found: list[int] = []
-    lowest = 0.0
-    for _, negative, number in sorted(points):
-        if not found or negative < lowest:
-            found.append(number)
-            lowest = negative
-    return found
+    return [known[place][0] for place in front([(value, score) for _, value, score in known])]
 
 
 def best_override(plan: Plan, best: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import jobs.recipes
 from jobs.cli import app
 from pipeline.evaluate.protocol import Evaluation, Health, Score
+from pipeline.evaluate.spread import Spread
 from pipeline.experiment import Experiment
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
@@ -23,7 +24,7 @@ from pipeline.run import Run
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.cost import TrainingCost, cost_of
 from pipeline.tune.compare import Contender, Trial, comparison_name, contenders, read_trials, refuse_unjudged
-from pipeline.tune.comparison import PAIRS, Measure, Spread, apart, conclusions, table
+from pipeline.tune.comparison import PAIRS, Measure, apart, conclusions, table
 from pipeline.tune.plot import plot_comparison
 from pipeline.tune.progress import Progress
 from tests.pipeline.pages import ATTACK, Page, refuse_network

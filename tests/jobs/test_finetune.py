@@ -11,6 +11,7 @@ from jobs.cli import app
 from jobs.finetune import parse_budgets
 from pipeline.evaluate.convergence import read_learned
 from pipeline.evaluate.protocol import Evaluation, Score
+from pipeline.evaluate.spread import Spread
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.report.efficiency import efficiency_plot
 from pipeline.report.run_report import write_report
@@ -19,7 +20,6 @@ from pipeline.settings import settings
 from pipeline.train.checkpoints import newest_checkpoint, save_checkpoint
 from pipeline.train.worker import fresh_state
 from pipeline.tune.compare import Trial
-from pipeline.tune.comparison import Spread
 from pipeline.tune.convergence import Convergence, Sooner
 from pipeline.tune.finetune import Arm, Budget, arms, base_experiment, usual_epochs
 from pipeline.tune.finetune_table import explanation, lines, read_table, table, verdict, write_table

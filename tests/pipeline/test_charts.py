@@ -1,13 +1,17 @@
 """Drawings: axes place values rightly, labels never meet, fronts and importances are what they say."""
 
+import json
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from pipeline.report.axes import axis_of, of_categories
-from pipeline.report.costs import Candidate, cost_plots, front
+from pipeline.report.costs import Candidate, cost_plots
+from pipeline.report.learning import read_learning
 from pipeline.report.plots import HEIGHT, NARROW, Dot, _boxes, _meet, placed, stairs
+from pipeline.train.record import append_event
+from pipeline.tune.front import front
 from pipeline.tune.importance import importances
 
 
@@ -99,3 +103,13 @@ def test_too_few_trials_tell_no_importance() -> None:
     wide = [{**one, "a": place, "b": -place} for place, one in enumerate(changes)]
     with pytest.raises(ValueError, match="fewer than 16"):
         importances(wide, scores)
+
+
+def test_probes_without_labels_are_no_points_of_a_learning_curve(tmp_path) -> None:
+    """They know the health of embeddings alone."""
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 2, "images_seen": 8, "loss": 1.0}) + "\n")
+    for step, knn in ((1, None), (2, 0.5)):
+        append_event(tmp_path, "probe", step=step, knn=knn)
+    found = read_learning("simclr", "seed 0", tmp_path)
+    assert found is not None
+    assert found.probes == [(8.0, 50.0)]

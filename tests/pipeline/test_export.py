@@ -32,6 +32,8 @@ OBJECTIVES = {
     "simclr": {"name": "simclr", "projector_dims": [16, 8]},
     "mae": {"name": "mae"},
     "iic": {"name": "iic"},
+    "colorization": {"name": "colorization"},
+    "split_brain": {"name": "split_brain"},
     "clip": CLIP,
     "siglip": CLIP | {"name": "siglip"},
 }

@@ -152,6 +152,27 @@ def test_every_store_must_do_no_harm_and_one_must_gain():
         gate(before, before[:1])
 
 
+def test_one_target_among_many_must_be_better_by_more_than_one_alone():
+    """At 95 % each, the more scores are tried, the likelier one is better by chance."""
+    better = SAME.copy()
+    better[np.flatnonzero(SAME == 0)[:30]] = 1
+    better[np.flatnonzero(SAME == 1)[:14]] = 0  # 0.8 points more: an interval of 95 % just excludes zero
+    alone = gate([judged(knn_top1=better)], [judged(knn_top1=SAME)])
+    assert alone.passed
+    others = dict.fromkeys(("linear_top1", "classifier_top1", "zero_shot_top1"), SAME)
+    among = gate([judged(knn_top1=better, **others)], [judged(knn_top1=SAME, **others)])
+    assert among.held_for == ("target",)
+    intervals = {check.kind: check.interval for check in among.checks if check.what == "knn_top1"}
+    assert intervals["target"][0] <= 0 < intervals["guard"][0]
+
+
+def test_copies_of_one_picture_among_the_queries_are_paired_with_each_other():
+    twice = np.append(IDS[:5], IDS[2])
+    mine, theirs = (Outcomes(twice, {"knn_top1": np.arange(6.0)}), Outcomes(IDS[:5], {"knn_top1": np.arange(5.0)}))
+    for pair in (mine.paired(theirs, "knn_top1"), theirs.paired(mine, "knn_top1"), mine.paired(mine, "knn_top1")):
+        assert np.array_equal(*pair)
+
+
 def test_only_queries_that_both_were_asked_are_compared_and_by_id():
     order = np.random.default_rng(0).permutation(COUNT)
     mine = Outcomes(IDS[order], {"knn_top1": BETTER[order]})

@@ -1,6 +1,7 @@
 """What is judged and how it is kept: encoders of runs and of other libraries, cached embeddings, many in one table."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -11,13 +12,15 @@ from safetensors.torch import save_file
 
 from pipeline.evaluate.encoders import RunEncoders
 from pipeline.evaluate.foreign import find_encoders
-from pipeline.evaluate.outputs import depths
-from pipeline.evaluate.protocol import EvaluationConfig
+from pipeline.evaluate.outputs import depths, feature_map
+from pipeline.evaluate.protocol import Evaluation, EvaluationConfig
 from pipeline.evaluate.suite import ALWAYS, ON_DEMAND, evaluate, judge
 from pipeline.evaluate.transfer import judge_all, markdown, refuse_unknown, table
 from pipeline.experiment import build_experiment
 from pipeline.export.exporting import export
 from pipeline.export.trained import Trained
+from pipeline.ingest.blocklist import BlockList, block
+from pipeline.ingest.store import Store
 from pipeline.run import Run
 from pipeline.train.checkpoints import save_checkpoint
 from pipeline.train.worker import fresh_state
@@ -135,6 +138,16 @@ def test_the_stages_of_anothers_encoder_are_told_where_it_gives_them(tmp_path, f
     assert len(found) == parts
 
 
+@pytest.mark.parametrize("name", ["simclr", "colorization", "iic", "split_brain"])
+def test_stages_are_those_of_what_the_network_sees(tmp_path, name):
+    """Lightness alone, edges, or one half each: the last stage is what the embedding pools."""
+    run = make_run(tmp_path / "run", name, RESNET)
+    encoder, images = RunEncoders.of(run).load()["trained"], torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        found = depths(encoder, images, torch.arange(2), run.experiment.device_views())
+        assert torch.allclose(found[f"_depth{len(found)}"], feature_map(encoder, images).mean((2, 3)), atol=1e-5)
+
+
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_an_encoder_of_a_library_embeds_with_the_weights_of_the_file(tmp_path, library):
     import timm
@@ -205,6 +218,25 @@ def test_several_encoders_stand_in_one_table_and_are_judged_once(run, embedded, 
     embedded.clear()
     judge_all(encoders[:1], [small_store], tmp_path / "out", CONFIG, HERE, also=("depths",))
     assert embedded == [300]  # of the stages; the embeddings are kept
+
+
+def test_what_is_asked_otherwise_is_judged_again(run, embedded, small_store, tmp_path):
+    """Other neighbours, or samples that were blocked since: a table never holds two protocols under one name."""
+    store = Store(shutil.copytree(small_store.path, tmp_path / "blocked"))
+    told: list[str] = []
+
+    def judged(config: EvaluationConfig = CONFIG) -> Evaluation:
+        return judge_all([RunEncoders.of(run)], [store], tmp_path / "out", config, HERE, told.append)[0].evaluation
+
+    first = judged()
+    assert judged(CONFIG.model_copy(update={"online_images": 500, "max_images": 50_000})) == first
+    assert judged(CONFIG.model_copy(update={"neighbours": 3})).score("knn_top1").protocol.startswith("weighted 3-NN")
+    assert judged().scores == first.scores
+    block(store.path, BlockList(frozenset(store.column("id")[int(n)].as_py() for n in store.select("train")[:2])))
+    store = Store(store.path)
+    bank = int(re.search(r"bank of (\d+)", first.score("knn_top1").protocol)[1])
+    assert f"bank of {bank - 2} " in judged().score("knn_top1").protocol
+    assert [line.endswith("judged before") for line in told] == [False, True, False, False, False]
 
 
 def test_two_of_one_name_are_told_apart(run, embedded, small_store, tmp_path):

@@ -19,7 +19,7 @@ from pipeline.train.record import append_event
 from pipeline.tune import sweep as sweeping
 from pipeline.tune.sources import Budget
 from pipeline.tune.space import parse_space
-from pipeline.tune.sweep import Interrupted, Plan, front, sweep
+from pipeline.tune.sweep import Interrupted, Plan, front_of, sweep
 from pipeline.tune.trial import FILE, Trial
 from pipeline.tune.trials import trial_run
 
@@ -213,7 +213,7 @@ def test_what_does_not_go_together_is_refused(small_experiment, settings, asked,
 def test_the_front_holds_those_that_none_beats_in_score_and_cost():
     points = [(0.5, 10.0), (0.6, 20.0), (0.55, 30.0), (0.7, 40.0), (0.4, 10.0), (None, 1.0)]
     trials = [Trial(i, {}, 0, "", "finished", score=score, seconds=cost) for i, (score, cost) in enumerate(points)]
-    assert front(trials, "seconds") == [0, 1, 3]
+    assert front_of(trials, "seconds") == [0, 1, 3]
 
 
 # As many CPUs as one trial needs: drivers that held one would wait for their workers for ever. The second trial is told
