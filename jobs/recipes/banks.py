@@ -14,7 +14,8 @@ def instdisc_32px() -> Experiment:
     """Instance discrimination for 32-pixel images: the exact softmax over a bank with a row an image.
 
     Paper: Wu et al. 2018, arXiv 1805.01978; k-NN 80.8 % on CIFAR-10 after 200 epochs.
-    Result: not yet measured.
+    Result: k-NN 31.6 %, linear probe 35.0 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
     Cost: about half of simclr_32px.
     Command: feral pretrain instdisc_32px data.store=STORE
     """
@@ -25,7 +26,8 @@ def pirl_32px() -> Experiment:
     """PIRL for 32-pixel images: an image and the jigsaw of it share a row of the bank.
 
     Paper: Misra and van der Maaten 2019, arXiv 1912.01991.
-    Result: not yet measured.
+    Result: k-NN 33.9 %, linear probe 36.1 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
     Cost: that of simclr_32px.
     Command: feral pretrain pirl_32px data.store=STORE
     """
@@ -39,7 +41,8 @@ def exemplar_32px() -> Experiment:
     by up to 20 degrees, and takes patches with high gradients from larger images.
 
     Paper: Dosovitskiy et al. 2014, arXiv 1406.6909.
-    Result: not yet measured.
+    Result: k-NN 26.1 %, linear probe 29.0 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
     Cost: about half of simclr_32px.
     Command: feral pretrain exemplar_32px data.store=STORE
     """

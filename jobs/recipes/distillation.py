@@ -9,7 +9,8 @@ def byol_32px() -> Experiment:
     """BYOL for 32-pixel images: the encoder, batch and budget of simclr_32px.
 
     Paper: Grill et al. 2020, arXiv 2006.07733; it has LARS, batches of 4,096 and a momentum from 0.996.
-    Result: not yet measured.
+    Result: k-NN 29.5 %, linear probe 31.4 % (random encoder 25.9, 29.8) in the README's comparison: a quarter of the
+    width, 100,000 images, 2 seeds.
     Cost: 400,000 images, both views encoded with gradient and both without.
     Command: feral pretrain byol_32px data.store=STORE
     """
@@ -20,7 +21,8 @@ def simsiam_32px() -> Experiment:
     """SimSiam for 32-pixel images: the encoder, batch and budget of simclr_32px, its own decay and rate.
 
     Paper: Chen and He 2020, arXiv 2011.10566, appendix D: rate 0.03 on CIFAR-10, no warm-up, all parameters decay.
-    Result: not yet measured.
+    Result: k-NN 18.8 %, linear probe 22.1 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
     Cost: 400,000 images, both views encoded once.
     Command: feral pretrain simsiam_32px data.store=STORE
     """
@@ -31,7 +33,8 @@ def dino_32px() -> Experiment:
     """DINO with the ResNet of simclr_32px, and four local crops of 16 pixels.
 
     Paper: Caron et al. 2021, arXiv 2104.14294; eight local crops of 96 pixels beside two of 224, 65,536 prototypes.
-    Result: not yet measured.
+    Result: k-NN 28.8 %, linear probe 28.6 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
     Cost: 400,000 images, both global views encoded with gradient and both without, the local crops as one more.
     Command: feral pretrain dino_32px data.store=STORE
     """

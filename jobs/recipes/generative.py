@@ -14,8 +14,9 @@ def autoencoder_32px() -> Experiment:
     """A plain autoencoder of 128 numbers an image, for 32-pixel images such as CIFAR-10.
 
     Paper: Hinton and Salakhutdinov 2006, Science 313, "Reducing the dimensionality of data with neural networks".
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 35.5 %, linear probe 36.9 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 6 minutes of training there, 1,456 MB (2 CPU cores, shared by two).
     Command: feral pretrain autoencoder_32px data.store=STORE
     """
     return small(Autoencoder.Config(), ADAM, views=CROP_ONLY)
@@ -25,8 +26,9 @@ def denoising_autoencoder_32px() -> Experiment:
     """A denoising autoencoder for 32-pixel images such as CIFAR-10: a quarter of the pixels black, and Gaussian noise.
 
     Paper: Vincent et al. 2010, JMLR 11.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 34.4 %, linear probe 36.9 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 6 minutes of training there, 1,475 MB (2 CPU cores, shared by two).
     Command: feral pretrain denoising_autoencoder_32px data.store=STORE
     """
     return small(Autoencoder.Config(masking=0.25, gaussian=0.1), ADAM, views=CROP_ONLY)
@@ -36,8 +38,9 @@ def sparse_autoencoder_32px() -> Experiment:
     """A sparse autoencoder for 32-pixel images such as CIFAR-10: 256 units, each active a twentieth of the time.
 
     Paper: Ng 2011, CS294A lecture notes; Lee et al. 2007, "Sparse deep belief net model for visual area V2".
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 32.8 %, linear probe 35.9 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 10 minutes of training there, 1,443 MB (2 CPU cores, shared by two).
     Command: feral pretrain sparse_autoencoder_32px data.store=STORE
     """
     return small(Autoencoder.Config(code_dim=256, sparsity=0.001), ADAM, views=CROP_ONLY)
@@ -47,8 +50,9 @@ def vae_32px() -> Experiment:
     """A variational autoencoder for 32-pixel images such as CIFAR-10, with 128 latents.
 
     Paper: Kingma and Welling 2013, arXiv 1312.6114.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 36.5 %, linear probe 35.9 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 9 minutes of training there, 1,445 MB (2 CPU cores, shared by two).
     Command: feral pretrain vae_32px data.store=STORE
     """
     return small(VAE.Config(), ADAM, views=CROP_ONLY)
@@ -58,8 +62,9 @@ def bigan_32px() -> Experiment:
     """BiGAN for 32-pixel images such as CIFAR-10.
 
     Paper: Donahue et al. 2016, arXiv 1605.09782.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 24.9 %, linear probe 27.5 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 19 minutes of training there, 1,697 MB (2 CPU cores, shared by two).
     Command: feral pretrain bigan_32px data.store=STORE
     """
     adam = OptimizerConfig(
@@ -72,8 +77,9 @@ def colorization_32px() -> Experiment:
     """Colorization for 32-pixel images such as CIFAR-10; the encoder sees lightness only.
 
     Paper: Zhang et al. 2016, arXiv 1603.08511.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 32.4 %, linear probe 35.2 % (random encoder 24.8, 29.8) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 6 minutes of training there, 1,432 MB (2 CPU cores, shared by two).
     Command: feral pretrain colorization_32px data.store=STORE
     """
     return small(Colorization.Config(), ADAM, views=CROP_ONLY)
@@ -83,8 +89,9 @@ def split_brain_32px() -> Experiment:
     """A split-brain autoencoder for 32-pixel images such as CIFAR-10: two encoders of half the others' width.
 
     Paper: Zhang et al. 2017, arXiv 1611.09842.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 40.0 %, linear probe 42.9 % (random encoder 29.3, 37.0) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 9 minutes of training there, 1,603 MB (2 CPU cores, shared by two).
     Command: feral pretrain split_brain_32px data.store=STORE
     """
     arguments = RESNET_32PX.arguments | {"channels": [width // 2 for width in RESNET_32PX.arguments["channels"]]}

@@ -38,8 +38,9 @@ def context_encoder_32px() -> Experiment:
     """A context encoder that fills random holes of a quarter of the image by squared error.
 
     Paper: Pathak et al. 2016, arXiv 1604.07379.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 29.3 %, linear probe 31.0 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 5 minutes of training there, 1,372 MB (2 CPU cores, shared by two).
     Command: feral pretrain context_encoder_32px data.store=STORE
     """
     return small(ContextEncoder.Config(), ADAM, views=CROP_ONLY)
@@ -49,8 +50,9 @@ def context_encoder_adversarial_32px() -> Experiment:
     """A context encoder whose central hole of 16 pixels must fool a discriminator, too.
 
     Paper: Pathak et al. 2016, arXiv 1604.07379; the rate and β₁ of DCGAN.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 26.7 %, linear probe 30.9 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 7 minutes of training there, 1,363 MB (2 CPU cores, shared by two).
     Command: feral pretrain context_encoder_adversarial_32px data.store=STORE
     """
     optimizer = OptimizerConfig(name="adamw", learning_rate=5e-4, weight_decay=1e-4, betas=(0.5, 0.999))

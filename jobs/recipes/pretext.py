@@ -13,8 +13,9 @@ def rotation_32px() -> Experiment:
     """Rotation: each image in all four turns, so that a step costs twice SimCLR's.
 
     Paper: Gidaris et al. 2018, arXiv 1803.07728.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 35.5 %, linear probe 38.5 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 11 minutes of training there, 2,005 MB (2 CPU cores, shared by two).
     Command: feral pretrain rotation_32px data.store=STORE
     """
     return small(Rotation.Config(), _RATE, views=_SQUARE)
@@ -24,8 +25,9 @@ def relative_patch_32px() -> Experiment:
     """Relative patch location with pairs of 8-pixel patches: a smoke test, there is little to see in so few pixels.
 
     Paper: Doersch et al. 2015, arXiv 1505.05192.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 24.8 %, linear probe 26.7 % (random encoder 26.1, 29.5) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 6 minutes of training there, 1,295 MB (2 CPU cores, shared by two).
     Command: feral pretrain relative_patch_32px data.store=STORE
     """
     return small(RelativePatch.Config(), _RATE, views=_SQUARE)
@@ -35,8 +37,9 @@ def jigsaw_32px() -> Experiment:
     """Jigsaw puzzles of nine 8-pixel tiles, a third of the images without colours.
 
     Paper: Noroozi and Favaro 2016, arXiv 1603.09246.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 24.6 %, linear probe 29.0 % (random encoder 26.1, 29.5) in the README's comparison: a quarter of the
+    width, 100,000 images.
+    Cost: 7 minutes of training there, 1,276 MB (2 CPU cores, shared by two).
     Command: feral pretrain jigsaw_32px data.store=STORE
     """
     return small(Jigsaw.Config(), _RATE, views=_SQUARE.model_copy(update={"grayscale": 0.3}))
