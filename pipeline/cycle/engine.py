@@ -26,13 +26,14 @@ from pipeline.ledger.database import now as time_of
 from pipeline.ledger.dumps import Moved, move
 from pipeline.ledger.promotion import Outrun
 from pipeline.ledger.resolutions import in_base
-from pipeline.ledger.tables import ENDED, dump, work
+from pipeline.ledger.tables import ENDED, JUDGED, dump, work
 from pipeline.ledger.work import (
     Lease,
     LeaseLost,
     add_work,
     claim,
     end_leases,
+    failure,
     give_up,
     let_go,
     make_ready,
@@ -165,15 +166,19 @@ class _Running:
                 return None  # another tick was here meanwhile
             held = mine & (work.c.state == "running") & (work.c.expires_at >= time_of(connection))
             owner = connection.execute(select(work.c.owner).where(held)).scalar()
-            lease = None
+            lease = before = failed = None
             if owner is None:  # also under another configuration
                 work_id = add_work(connection, job.dump.dump_id, stage.name, digest, ready=False)
                 supersede(connection, work_id)
                 make_ready(connection, work_id)
+                before = failure(connection, work_id)
                 lease = claim(connection, work_id, self.owner, self.cycle.lease_seconds, self.cycle.attempts)
+                failed = failure(connection, work_id)
             now, _ = self._job(connection, job.dump.dump_id)
         if now.dump.state == "quarantined":
             self._step(job, stage, "quarantined", now.dump.reason)
+        elif failed:
+            self._step(job, stage, "waits" if before else "failed", f"{failed}; {_retry(job)}")
         elif lease is None:
             self._step(job, stage, "busy", f"{owner or 'another tick'} is at it")
         return lease
@@ -233,11 +238,13 @@ class _Running:
         except LeaseLost:
             self._step(job, stage, "lost", _LOST)
         else:
-            if lease.attempt >= self.cycle.attempts:
-                self._step(job, stage, "quarantined", f"failed {lease.attempt} times; last: {why}")
-            else:
+            if lease.attempt < self.cycle.attempts:
                 again = f"attempt {lease.attempt} of {self.cycle.attempts}: the next tick tries again"
                 self._step(job, stage, "failed", f"{why} ({again})")
+            elif job.dump.state in JUDGED:
+                self._step(job, stage, "failed", f"failed {lease.attempt} times; last: {why}; {_retry(job)}")
+            else:
+                self._step(job, stage, "quarantined", f"failed {lease.attempt} times; last: {why}")
 
     def _step(self, job: Job, stage: Stage, kind: Kind, said: str | None, *rest: Any) -> None:
         step = Step(kind, job.dump.admit_no, job.dump.dump_id, stage.name, said or "", *rest)
@@ -245,6 +252,10 @@ class _Running:
         took = f" ({step.seconds:.0f} s)" if step.seconds >= 1 else ""
         shown = "" if kind == "done" else f" {kind}:"
         self.tell(f"dump {step.admit_no} {stage.name}:{shown} {step.said}{took}")
+
+
+def _retry(job: Job) -> str:
+    return f"it stays {job.dump.state}; `feral ledger retry {job.dump.admit_no} --reason …` tries this again"
 
 
 def _digest(inputs: Any) -> str:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, and_, or_, select
 
 from pipeline.ledger.database import now
-from pipeline.ledger.tables import dump, work
+from pipeline.ledger.tables import JUDGED, dump, work
 from pipeline.redaction import without_secrets
 
 LEASE_SECONDS, HEARTBEAT_SECONDS = 300.0, 60.0
 MAX_ATTEMPTS = 3
+SUPERSEDED = "superseded"  # output of a unit whose configuration is not asked for
 
 
 class LeaseLost(Exception):
@@ -61,7 +62,7 @@ def claim(
     max_attempts: int = MAX_ATTEMPTS,
 ) -> Lease | None:
     """Takes a unit, until the lease runs out; None: it is done, not ready, somebody else is at it, or its attempts are
-    used up: then it fails now, and its dump is quarantined."""
+    used up: then it fails now, as by `give_up`."""
     time = now(connection)
     unit = connection.execute(select(work).where(work.c.work_id == work_id, _free(time))).one_or_none()
     if unit is None:
@@ -103,7 +104,8 @@ def publish(connection: Connection, lease: Lease, output: str) -> None:
 
 
 def give_up(connection: Connection, lease: Lease, why: str, max_attempts: int = MAX_ATTEMPTS) -> None:
-    """An attempt failed: the unit is ready for the next, or has failed with it, and its dump is quarantined.
+    """An attempt failed: the unit is ready for the next, or has failed with it, and its dump is quarantined. One that
+    was judged already stays what it is: the unit alone has failed.
 
     Raises:
         LeaseLost: another took over.
@@ -113,6 +115,12 @@ def give_up(connection: Connection, lease: Lease, why: str, max_attempts: int = 
     if lease.attempt >= max_attempts:
         unit = connection.execute(select(work).where(work.c.work_id == lease.work_id)).one()
         _fail(connection, unit.work_id, unit.dump_id, f"{unit.stage} failed {unit.attempt} times; last: {why}")
+
+
+def failure(connection: Connection, work_id: str) -> str | None:
+    """Why a unit failed for good, and waits for a person; None: it did not."""
+    failed = (work.c.work_id == work_id) & (work.c.state == "failed") & (work.c.output != SUPERSEDED)
+    return connection.execute(select(work.c.output).where(failed)).scalar()
 
 
 def let_go(connection: Connection, lease: Lease) -> None:
@@ -140,7 +148,7 @@ def supersede(connection: Connection, work_id: str) -> None:
         & or_(work.c.state == "waiting", _free(now(connection)))
     )
     connection.execute(
-        work.update().where(others).values(state="failed", output="superseded", owner=None, expires_at=None)
+        work.update().where(others).values(state="failed", output=SUPERSEDED, owner=None, expires_at=None)
     )
 
 
@@ -158,4 +166,5 @@ def _fail(connection: Connection, work_id: str, dump_id: str, why: str) -> None:
     connection.execute(
         work.update().where(work.c.work_id == work_id).values(state="failed", output=why, owner=None, expires_at=None)
     )
-    connection.execute(dump.update().where(dump.c.dump_id == dump_id).values(state="quarantined", reason=why))
+    unjudged = (dump.c.dump_id == dump_id) & dump.c.state.not_in(JUDGED)
+    connection.execute(dump.update().where(unjudged).values(state="quarantined", reason=why))

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from pipeline.cycle.job import EXIT, Ended, Job
 from pipeline.ledger.database import Ledger
 from pipeline.ledger.promotion import events, names
+from pipeline.ledger.resolutions import retry
 from pipeline.ledger.tables import dump, work
 from tests.pipeline.cycle import day
 from tests.pipeline.cycle.day import KILLED, cycle_of, deadly, deliver, ended, killed_once, one_pass, stages, start
@@ -184,6 +185,34 @@ def test_a_stage_that_fails_so_often_quarantines_its_dump_and_others_go_on(tmp_p
         assert connection.execute(select(dump.c.reason).where(dump.c.admit_no == 1)).scalar() == (
             "train failed 2 times; last: the disk is full"
         )
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["without a word", "with a reason"])
+def test_a_report_that_fails_takes_no_promotion_back_and_a_person_may_have_it_tried_again(tmp_path, dies):
+    deliver(tmp_path / "incoming" / "a", "a1")
+    ledger, cycle = str(tmp_path / "ledger.db"), cycle_of(tmp_path, attempts=2)
+
+    def fails(job: Job, digest: str) -> Ended:
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("no font")
+
+    table, why = stages(report=fails), "report ended 2 times without a word" if dies else "last: no font"
+    for _ in range(2):
+        assert ended(start(cycle, ledger, table)) == (KILLED if dies else EXIT["error"])
+    if dies:  # the next tick finds out
+        found = one_pass(cycle, ledger, table)
+        assert (found.status, [step.kind for step in found.steps]) == ("error", ["failed"])
+    assert states(ledger) == ["promoted"]
+    for _ in range(2):
+        found = one_pass(cycle, ledger, stages())
+        assert (found.status, [step.kind for step in found.steps]) == ("nothing", ["waits"])
+        assert why in found.steps[0].said
+        assert "it stays promoted; `feral ledger retry 1 --reason …` tries this again" in found.steps[0].said
+    with Ledger.open(ledger).writing() as connection:
+        assert retry(connection, "1", actor="me", reason="fonts came")[1] == "promoted"
+    found = one_pass(cycle, ledger, stages())
+    assert [(step.kind, step.stage) for step in found.steps] == [("done", "report")]
 
 
 def test_two_cycles_in_one_ledger_do_not_wait_for_each_other(tmp_path):
