@@ -50,8 +50,11 @@ def add_work(connection: Connection, dump_id: str, stage: str, config_digest: st
 
 
 def make_ready(connection: Connection, work_id: str) -> None:
-    """Lets a waiting unit be claimed; one that is further stays what it is."""
-    connection.execute(work.update().where(work.c.work_id == work_id, work.c.state == "waiting").values(state="ready"))
+    """Lets a unit be claimed that waits, or that was superseded by a configuration which is not asked for any more; one
+    that is further stays what it is."""
+    superseded = (work.c.state == "failed") & (work.c.output == SUPERSEDED)
+    here = (work.c.work_id == work_id) & or_(work.c.state == "waiting", superseded)
+    connection.execute(work.update().where(here).values(state="ready", output=None))
 
 
 def claim(
