@@ -120,9 +120,10 @@ def give_up(connection: Connection, lease: Lease, why: str, max_attempts: int = 
         _fail(connection, unit.work_id, unit.dump_id, f"{unit.stage} failed {unit.attempt} times; last: {why}")
 
 
-def failure(connection: Connection, work_id: str) -> str | None:
-    """Why a unit failed for good, and waits for a person; None: it did not."""
-    failed = (work.c.work_id == work_id) & (work.c.state == "failed") & (work.c.output != SUPERSEDED)
+def failure(connection: Connection, dump_id: str, stage: str, config_digest: str) -> str | None:
+    """Why a unit failed for good, and waits for a person; None: it did not, or there is none."""
+    unit = (work.c.dump_id == dump_id) & (work.c.stage == stage) & (work.c.config_digest == config_digest)
+    failed = unit & (work.c.state == "failed") & (work.c.output != SUPERSEDED)
     return connection.execute(select(work.c.output).where(failed)).scalar()
 
 

@@ -1,6 +1,7 @@
 """A day of ticks, undisturbed and killed at every boundary of every stage, ends in the same ledger and champion (P2,
 P15); two ticks at once do each stage once; whoever was overtaken publishes nothing (P17)."""
 
+import errno
 import os
 import shutil
 import signal
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from pipeline.cycle.engine import run_pass
 from pipeline.cycle.job import EXIT, Ended, Job
-from pipeline.ledger.database import Ledger
+from pipeline.ledger.database import Ledger, Unusable
 from pipeline.ledger.promotion import events, names
 from pipeline.ledger.resolutions import retry
 from pipeline.ledger.tables import dump, work
@@ -252,6 +254,50 @@ def test_what_is_wrong_with_the_configuration_costs_no_dump_an_attempt(tmp_path)
         assert EXIT[one_pass(cycle_of(tmp_path, attempts=2), ledger, table).status] == 1
     assert states(ledger) == ["curated"]
     assert one_pass(cycle_of(tmp_path), ledger, stages()).status == "done"
+
+
+def test_a_cluster_that_does_not_answer_is_told_once_and_costs_no_dump_an_attempt(tmp_path):
+    for name in "ab":
+        deliver(tmp_path / "incoming" / name, f"{name}1")
+    ledger, asked = Ledger.open(str(tmp_path / "ledger.db"), create=True), []
+
+    def away():
+        asked.append("Ray")
+        raise ValueError("no Ray cluster answers")
+
+    for _ in range(2):
+        found = run_pass(cycle_of(tmp_path, attempts=1), ledger, stages(), around=away)
+        assert (found.status, found.errors, found.steps) == ("error", ["no Ray cluster answers"], [])
+    assert len(asked) == 2
+    assert states(ledger.shown) == ["verified", "verified"]
+    with ledger.reading() as connection:
+        assert connection.execute(select(work)).all() == []
+
+
+def outages() -> list[Exception]:
+    behind, full = ValueError("the storage does not answer"), OSError(errno.ENOSPC, "No space left on device")
+    behind.__cause__ = ConnectionError("timed out")
+    return [ConnectionError("reset"), behind, full, RuntimeError(f"OSError: {full}"), Unusable("locked for too long")]
+
+
+@pytest.mark.parametrize("error", outages(), ids=lambda error: f"{type(error).__name__} {error}")
+def test_storage_that_is_away_or_full_costs_no_dump_an_attempt(tmp_path, error):
+    deliver(tmp_path / "incoming" / "a", "a1")
+    ledger, cycle = str(tmp_path / "ledger.db"), cycle_of(tmp_path, attempts=1)
+
+    def fails(job: Job, digest: str) -> Ended:
+        raise error
+
+    if isinstance(error, Unusable):
+        with pytest.raises(Unusable):
+            one_pass(cycle, ledger, stages(curate=fails))
+    else:
+        found = one_pass(cycle, ledger, stages(curate=fails))
+        assert (found.status, found.steps[0].kind) == ("error", "failed")
+        assert f"{error} (no fault of the dump: the next tick tries again)" in found.steps[0].said
+    assert states(ledger) == ["verified"]
+    with Ledger.open(ledger).reading() as connection:
+        assert [tuple(row) for row in connection.execute(select(work.c.state, work.c.attempt))] == [("ready", 0)]
 
 
 def test_with_another_configuration_only_what_is_not_done_is_done_anew(tmp_path):
