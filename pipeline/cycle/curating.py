@@ -71,12 +71,7 @@ def curate_dump(job: Job, digest: str) -> Ended:
 
 def _judged(job: Job, source: Source, store: Store) -> Ended:
     """What a store that was made comes to."""
-    if suspicion := suspicious(store, source):
-        way = f"see {store.path / 'data_card.html'}"
-        return Ended(
-            f"{suspicion}; {way}", str(store.path), "quarantined", suspicion,
-            record=lambda connection, work_id: _record(connection, store, job),
-        )  # fmt: skip
+    suspicion = suspicious(store, source)
     manifest, capped = store.manifest, ""
     said = f"{manifest.kept:,} new images of {manifest.seen:,}"
     if source.quota is not None and (room := _room(source, _trained_on(job))) is not None:
@@ -91,6 +86,11 @@ def _judged(job: Job, source: Source, store: Store) -> Ended:
             )
             store = Store(store.path, QUOTA)
     named = str(store.path) if store.selection == DEFAULT else f"{store.path}@{store.selection}"
+    if suspicion:  # capped, too: a person may let it go on
+        return Ended(
+            f"{suspicion}{capped}; see {store.path / 'data_card.html'}", named, "quarantined", suspicion,
+            record=lambda connection, work_id: _record(connection, store, job),
+        )  # fmt: skip
     refused = f", left out: {_counted(manifest.refused)}" if manifest.refused else ""
     return Ended(
         f"{said}{capped}{refused}", named, "curated",

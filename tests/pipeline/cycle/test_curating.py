@@ -1,0 +1,39 @@
+"""The first stage alone, on real pictures and without Ray."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.cycle.job import Step
+from pipeline.ledger.resolutions import retry
+from pipeline.stream.batches import named_store
+from tests.pipeline.cycle.test_stages import Production, whole, without_ray
+from tests.pipeline.stores import write_dump
+
+
+@pytest.fixture
+def production(tmp_path, monkeypatch) -> Production:
+    without_ray(monkeypatch)
+    return Production(tmp_path)
+
+
+def curated(production: Production, folder: Path) -> Step:
+    whole(folder)
+    (step,) = production.tick("curate").steps
+    return step
+
+
+def test_a_suspicious_dump_that_a_person_lets_go_on_keeps_to_the_quota_of_its_source(production):
+    curated(production, write_dump(production.root / "incoming" / "a", 60))
+    flood = write_dump(production.root / "other" / "b", 60, 25)
+    for number in range(30):
+        Image.fromarray(np.full((30, 30, 3), (200, 10, 10), np.uint8)).save(flood / f"{number}.bmp")
+    assert curated(production, flood).kind == "quarantined"
+    with production.ledger.writing() as connection:
+        assert retry(connection, "2", actor="me", reason="these are fine")[1] == "curated"
+    own, others = (
+        named_store(production.output(production.dumps()[name], "curate")).count("train") for name in ("b", "a")
+    )
+    assert own == others // 4  # a fifth of all
