@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.cycle.job import Step
+from pipeline.ingest.store import Store
 from pipeline.ledger.resolutions import retry
 from pipeline.stream.batches import named_store
 from tests.pipeline.cycle.test_stages import Production, whole, without_ray
@@ -37,3 +38,21 @@ def test_a_suspicious_dump_that_a_person_lets_go_on_keeps_to_the_quota_of_its_so
         named_store(production.output(production.dumps()[name], "curate")).count("train") for name in ("b", "a")
     )
     assert own == others // 4  # a fifth of all
+
+
+def test_a_picture_that_is_listed_later_is_blocked_in_stores_that_were_sealed_before(production):
+    """Else a takedown would not reach what is replayed."""
+    curated(production, write_dump(production.root / "incoming" / "a", 60))
+    store = Store(production.output(production.dumps()["a"], "curate"))
+    file, number = production.root / "blocked.txt", int(store.select("train")[0])
+    web, other = production.cycle.sources
+    production.cycle = production.cycle.model_copy(
+        update={"sources": (web.model_copy(update={"block_list": file}), other), "images_per_dump": 32}
+    )
+    file.write_text("no hash")
+    (step,) = production.tick("train").steps
+    assert (step.kind, "is no hash" in step.said) == ("error", True)
+    file.write_text(store.column("id")[number].as_py())
+    (step,) = production.tick("train").steps
+    assert step.kind == "done"
+    assert store.blocked.tolist() == [number]
