@@ -5,7 +5,7 @@ is missing makes the dump *drifted*, as long as it was not trained on: nothing i
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,8 @@ class _Delivery:
 
     @property
     def files(self) -> list[Entry]:
-        """What a dump of it consists of."""
-        return [entry for entry in self.entries if entry.problem is None and entry.path not in MARKERS]
+        """What a dump of it consists of; also what cannot be read, which curation counts as refused."""
+        return [entry for entry in self.entries if entry.path not in MARKERS]
 
 
 def look(ledger: Ledger, folder: Path, source: Source) -> Iterator[Finding]:
@@ -123,6 +123,11 @@ def child_of(root: str, name: str) -> str:
 def _look_at(ledger: Ledger, folder: Path, one: _Delivery) -> Iterator[Finding]:
     known = _known(ledger, one.uri)
     if one.listing in known:
+        return
+    if hidden := unlisted(one.entries):
+        with ledger.writing() as connection:
+            discover(connection, one.source.name, one.uri, one.listing)
+        yield Finding("waiting", one.shown, hidden)
         return
     sealed: dict[str, Contents] = {}
     for dump_id in filter(None, known.values()):
@@ -223,6 +228,8 @@ def _admit(ledger: Ledger, folder: Path, one: _Delivery, contents: Contents, par
         if sealed.is_new:
             move(connection, dump_id, "sealed", "quarantined" if false else "verified", false)
     size = f"{len(contents.files):,} file(s), {contents.size / 1e6:,.1f} MB"
+    if unread := [entry for entry in one.files if entry.problem and entry.path in contents.files]:
+        size += f", {len(unread):,} of them cannot be read, as {unread[0].path}: {unread[0].problem}"
     if not sealed.is_new:
         again = f", which drifted: `feral ledger retry {sealed.admit_no} --reason …` takes it from here"
         what = again if before == "drifted" else ": nothing new"
@@ -289,9 +296,21 @@ def _state(connection: Connection, dump_id: str) -> str | None:
     return connection.execute(select(dump.c.state).where(dump.c.dump_id == dump_id)).scalar()
 
 
+def unlisted(entries: Iterable[Entry]) -> str | None:
+    """Which folder of a delivery cannot be listed, and why: nobody knows then what it consists of."""
+    folders = (entry for entry in entries if entry.problem and (not entry.path or entry.path.endswith("/")))
+    return next((f"{entry.path or 'it'} is {entry.problem}" for entry in folders), None)
+
+
 def still_sealed(source: Source, contents: Contents) -> str | None:
-    """How a delivery differs now from what was sealed of it; None: it does not. Files that came late do not count."""
+    """How a delivery differs now from what was sealed of it; None: it does not. Files that came late do not count.
+
+    Raises:
+        ConnectionError: a folder of it cannot be listed now.
+    """
     place, file = place_of(child_of(source.root, contents.name))
-    entries = [place.entry(file)] if file else place.entries()
+    entries = [place.entry(file)] if file else list(place.entries())
+    if hidden := unlisted(entries):
+        raise ConnectionError(f"{contents.uri}: {hidden}")
     found = drift(contents.files, place, [entry for entry in entries if entry.path in contents.files])
     return found.said() or None

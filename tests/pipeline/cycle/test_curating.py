@@ -40,6 +40,13 @@ def test_a_suspicious_dump_that_a_person_lets_go_on_keeps_to_the_quota_of_its_so
     assert own == others // 4  # a fifth of all
 
 
+def test_of_a_delivery_all_that_was_seen_is_kept_or_refused(production):
+    folder = write_dump(production.root / "incoming" / "a", 60)
+    (folder / "link.png").symlink_to("/etc/passwd")
+    facts = curated(production, folder).facts
+    assert (facts["seen"], facts["kept"], facts["refused"]) == (61, 60, {"key_invalid": 1})
+
+
 def test_a_picture_that_is_listed_later_is_blocked_in_stores_that_were_sealed_before(production):
     """Else a takedown would not reach what is replayed."""
     curated(production, write_dump(production.root / "incoming" / "a", 60))

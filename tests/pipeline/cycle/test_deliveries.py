@@ -1,5 +1,6 @@
 """What is sealed, what waits, and what drifted (P18): an incomplete one is never read, a changed one not trained."""
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from sqlalchemy import select
 from pipeline.cycle.config import Source
 from pipeline.cycle.contents import read_contents
 from pipeline.cycle.deliveries import Finding, look, still_sealed
+from pipeline.ingest import places
 from pipeline.ledger.database import Ledger
 from pipeline.ledger.dumps import gaps, move
 from pipeline.ledger.overview import overview
@@ -192,6 +194,52 @@ def test_a_file_that_is_added_while_another_changes_counts_too(tmp_path, find, l
     delivered(folder, "2.png")
     assert kinds(find()) == ["drifted", "late"]
     assert [one.state for one in dumps(ledger)] == ["drifted", "verified"]
+
+
+def test_what_cannot_be_read_belongs_to_the_dump_and_is_told(tmp_path, find, ledger):
+    """Curation counts it as refused: nothing of a delivery is lost silently."""
+    folder = delivered(tmp_path / "incoming" / "a", "1.png", "_SUCCESS")
+    (folder / "link.png").symlink_to("/etc/passwd")
+    (one,) = find()
+    assert "2 file(s)" in one.said
+    assert "1 of them cannot be read, as link.png: a symbolic link, which is never followed" in one.said
+    contents = read_contents(tmp_path / "production", dumps(ledger)[0].dump_id)
+    assert {*contents.files} == {"1.png", "link.png"}
+    source = WEB.model_copy(update={"root": str(tmp_path / "incoming")})
+    assert still_sealed(source, contents) is None
+    assert find() == []
+    (folder / "link.png").unlink()
+    delivered(folder, "link.png")
+    assert still_sealed(source, contents) == "1 file(s) changed: link.png"
+    assert kinds(find()) == ["drifted"]
+
+
+@pytest.mark.parametrize("hidden", ["", "sub/"])
+def test_a_delivery_with_a_folder_that_cannot_be_listed_waits(tmp_path, find, ledger, monkeypatch, hidden):
+    listed = places._scanned
+    folder = delivered(tmp_path / "incoming" / "a", "1.png", "sub/2.png", "_SUCCESS")
+
+    def refused(root, prefix):
+        if (root, prefix) == (str(folder), hidden):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listed(root, prefix)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "_scanned", refused)
+        (one,) = find(seal="quiet")
+        assert (one.kind, one.said) == (
+            "waiting", f"{hidden or 'it'} is a folder that cannot be listed: Permission denied",
+        )  # fmt: skip
+    assert kinds(find()) == ["sealed"]
+    (row,) = dumps(ledger)
+    assert row.files == 2
+    contents = read_contents(tmp_path / "production", row.dump_id)
+    delivered(folder, "late.png")  # it is looked at again
+    monkeypatch.setattr(places, "_scanned", refused)
+    assert kinds(find()) == ["waiting"]
+    assert dumps(ledger)[0].state == "verified"
+    with pytest.raises(ConnectionError, match="cannot be listed"):
+        still_sealed(WEB.model_copy(update={"root": str(tmp_path / "incoming")}), contents)
 
 
 def test_gaps_in_the_numbers_are_told(tmp_path, find, ledger):
