@@ -146,8 +146,10 @@ def _look_at(ledger: Ledger, folder: Path, one: _Delivery) -> Iterator[Finding]:
 
 
 def _known(ledger: Ledger, uri: str) -> dict[str, str | None]:
-    """Listings of a delivery that were sealed, oldest first, and the dumps that they are."""
-    rows = select(delivery.c.listing, delivery.c.dump_id).where(delivery.c.uri == uri, delivery.c.dump_id.is_not(None))
+    """Listings of a delivery that a cycle sealed, oldest first, and the dumps that they are."""
+    rows = select(delivery.c.listing, delivery.c.dump_id).where(
+        delivery.c.uri == uri, delivery.c.dump_id.is_not(None), delivery.c.source_id.is_not(None)
+    )
     with ledger.reading() as connection:
         return {row.listing: row.dump_id for row in connection.execute(rows.order_by(delivery.c.stable_since))}
 

@@ -34,7 +34,9 @@ def add_source(
 
 def discover(connection: Connection, source_id: str | None, uri: str, listing: str) -> float:
     """Notes that a place holds files of this listing. Returns for how many seconds it has been so: what a quiet period
-    is compared with. Another listing begins anew, and what was seen there before, and not sealed, is forgotten."""
+    is compared with. Another listing begins anew, and what was seen there before, and not sealed, is forgotten. What an
+    older version noted under the listing when it was curated by hand is the source's own from then on, and unsealed.
+    """
     here = delivery.c.uri == uri
     found = connection.execute(select(delivery.c.stable_since).where(here, delivery.c.listing == listing)).scalar()
     time = now(connection)
@@ -50,6 +52,9 @@ def discover(connection: Connection, source_id: str | None, uri: str, listing: s
         connection.execute(
             delivery.insert().values(uri=uri, listing=listing, source_id=source_id, stable_since=time, dump_id=None)
         )
+    elif source_id is not None:
+        by_hand = (here, delivery.c.listing == listing, delivery.c.source_id.is_(None))
+        connection.execute(delivery.update().where(*by_hand).values(source_id=source_id, dump_id=None))
     return time - found if found is not None else 0.0
 
 

@@ -58,12 +58,13 @@ def _by_hand(connection: Connection, store: Store) -> str:
     ).scalar()
     if sealed is not None:
         return sealed  # of a delivery that a scheduler sealed, or of another selection of the same
-    discover(connection, None, manifest.source, manifest.listing)
+    # not under its listing: a cycle that comes to the same place has not read it yet
+    discover(connection, None, manifest.source, manifest.digest)
     files = (*manifest.shards, *manifest.files)
     found = seal(
         connection,
         manifest.source,
-        manifest.listing,
+        manifest.digest,
         manifest.digest,
         files=len(files),
         size=sum(file.bytes for file in files),

@@ -5,13 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import select
 
 from pipeline.cycle.job import Step
 from pipeline.ingest.store import Store
+from pipeline.ledger.records import record_store
 from pipeline.ledger.resolutions import retry
+from pipeline.ledger.tables import delivery, dump
 from pipeline.stream.batches import named_store
 from tests.pipeline.cycle.test_stages import Production, whole, without_ray
-from tests.pipeline.stores import write_dump
+from tests.pipeline.stores import curate_here, write_dump
 
 
 @pytest.fixture
@@ -45,6 +48,30 @@ def test_of_a_delivery_all_that_was_seen_is_kept_or_refused(production):
     (folder / "link.png").symlink_to("/etc/passwd")
     facts = curated(production, folder).facts
     assert (facts["seen"], facts["kept"], facts["refused"]) == (61, 60, {"key_invalid": 1})
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["while it was not whole", "before any tick"])
+def test_what_was_curated_by_hand_enters_the_cycle_like_anything_else(production, tmp_path, seen):
+    """As when somebody tries a dump, and promotes what came of it, before there is a cycle."""
+    folder = write_dump(production.root / "incoming" / "a", 60)
+    if seen:
+        production.tick("curate")
+    else:
+        whole(folder)
+    by_hand = curate_here(folder, tmp_path / "by hand")
+    with production.ledger.writing() as connection:
+        record_store(connection, by_hand)
+        if not seen:  # as an older version noted it
+            connection.execute(delivery.update().values(listing=by_hand.manifest.listing))
+    if seen:
+        whole(folder)
+    assert [step.kind for step in production.tick("curate").steps] == ["done"]
+    with production.ledger.writing() as connection:
+        record_store(connection, by_hand)
+        rows = connection.execute(select(dump.c.source_id, dump.c.state).order_by(dump.c.admit_no)).all()
+    assert [tuple(row) for row in rows] == [(None, "curated"), ("web", "curated")]
+    write_dump(folder / "late", 30, 25)
+    assert [step.kind for step in production.tick("curate").steps] == ["done"]
 
 
 def test_a_picture_that_is_listed_later_is_blocked_in_stores_that_were_sealed_before(production):
