@@ -27,7 +27,7 @@ from pipeline.cycle.contents import (
 from pipeline.ingest.declared import MANIFEST, Declared, read_declared
 from pipeline.ingest.places import Entry, Place, place_of
 from pipeline.ingest.sources import listing_digest
-from pipeline.ledger.database import Ledger
+from pipeline.ledger.database import Ledger, Unusable
 from pipeline.ledger.dumps import Moved, add_source, discover, forget, move, seal, unsealed
 from pipeline.ledger.tables import delivery, dump
 
@@ -75,6 +75,7 @@ def look(ledger: Ledger, folder: Path, source: Source) -> Iterator[Finding]:
 
     Raises:
         ValueError: the source cannot be listed.
+        Unusable: the ledger cannot be used now.
     """
     place, file = place_of(source.root)
     if file:
@@ -90,6 +91,8 @@ def look(ledger: Ledger, folder: Path, source: Source) -> Iterator[Finding]:
             continue
         try:
             yield from _look_at(ledger, folder, _delivery(source, child))
+        except Unusable:  # of the ledger
+            raise
         except (OSError, ValueError) as error:  # storage that fails now, a number that is taken
             yield Finding("ignored", f"{source.name}/{child.path}", f"not read: {error}")
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from pipeline.cycle import deliveries
 from pipeline.cycle.config import Source
 from pipeline.cycle.contents import read_contents
 from pipeline.cycle.deliveries import Finding, look, still_sealed
 from pipeline.ingest import places
-from pipeline.ledger.database import Ledger
+from pipeline.ledger.database import Ledger, Unusable
 from pipeline.ledger.dumps import gaps, move
 from pipeline.ledger.overview import overview
 from pipeline.ledger.tables import dump
@@ -272,6 +273,26 @@ def test_just_before_and_after_it_is_read_a_dump_is_compared_once_more(tmp_path,
     assert still_sealed(source, contents) is None
     (folder / "1.png").write_text("changed")
     assert still_sealed(source, contents) == "1 file(s) changed: 1.png"
+
+
+def test_a_source_that_cannot_be_listed_is_said_to_be_so_and_a_ledger_that_fails_is_no_fault_of_a_delivery(
+    tmp_path, find, monkeypatch
+):
+    delivered(tmp_path / "incoming" / "a", "1.png", "_SUCCESS")
+
+    def fails(error):
+        def raising(*arguments):
+            raise error
+
+        return raising
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "_scanned", fails(PermissionError(errno.EACCES, "Permission denied")))
+        with pytest.raises(ValueError, match="incoming cannot be listed: Permission denied"):
+            find()
+    monkeypatch.setattr(deliveries, "_look_at", fails(Unusable("locked for too long")))
+    with pytest.raises(Unusable):
+        find()
 
 
 def test_a_source_that_is_not_there_is_said_to_be_so(tmp_path, ledger):
