@@ -28,10 +28,11 @@ from pipeline.ingest.declared import MANIFEST, Declared, read_declared
 from pipeline.ingest.places import Entry, Place, place_of
 from pipeline.ingest.sources import listing_digest
 from pipeline.ledger.database import Ledger, Unusable
-from pipeline.ledger.dumps import Moved, add_source, discover, forget, move, seal, unsealed
+from pipeline.ledger.dumps import Moved, add_source, check_number, discover, forget, move, seal, unsealed
 from pipeline.ledger.tables import delivery, dump
 
 UNTRAINED = ("sealed", "verified", "curated")  # states in which a change of its files still matters to a dump
+AT_REST = ("drifted", "quarantined")  # in these it does not, until a person decides
 _FILES = (".tar", ".parquet")  # that are deliveries by themselves
 
 
@@ -59,6 +60,15 @@ class _Delivery:
     @property
     def shown(self) -> str:
         return f"{self.source.name}/{self.name}"
+
+    @property
+    def number(self) -> int | None:
+        """That its name tells; None: the source has no numbers."""
+        if self.source.number is None:
+            return None
+        found = re.search(self.source.number, self.name)
+        assert found is not None, self.name
+        return int(re.sub(r"\D", "", found[1]) or 0)
 
     @property
     def listing(self) -> str:
@@ -133,28 +143,39 @@ def _look_at(ledger: Ledger, folder: Path, one: _Delivery) -> Iterator[Finding]:
         yield Finding("waiting", one.shown, hidden)
         return
     sealed: dict[str, Contents] = {}
-    for dump_id in filter(None, known.values()):
+    compared: dict[str, Contents] = {}
+    for dump_id, state in known.values():
         contents = read_contents(folder, dump_id)
         if contents.uri == one.uri:
             sealed[dump_id] = contents
+            if state not in AT_REST:
+                compared[dump_id] = contents
     if not sealed:
         yield _seal(ledger, folder, one)
         return
-    found = drift({path: file for each in sealed.values() for path, file in each.files.items()}, one.place, one.files)
-    yield from _drifted(ledger, one, sealed, found)
+    before, now = _files_of(sealed.values()), _files_of(compared.values())
+    found = drift(now, one.place, [entry for entry in one.files if entry.path in now or entry.path not in before])
+    yield from _drifted(ledger, one, compared, found)
     if found.added:
         yield _late(ledger, folder, one, next(iter(sealed)), found)
-    elif not found.changed and not found.missing:  # touched only, or a marker was written
-        _register(ledger, one, next(iter(sealed)))
+    elif compared and not found.changed and not found.missing:  # touched only, or a marker was written
+        _register(ledger, one, next(iter(compared)))
 
 
-def _known(ledger: Ledger, uri: str) -> dict[str, str | None]:
-    """Listings of a delivery that a cycle sealed, oldest first, and the dumps that they are."""
-    rows = select(delivery.c.listing, delivery.c.dump_id).where(
-        delivery.c.uri == uri, delivery.c.dump_id.is_not(None), delivery.c.source_id.is_not(None)
+def _files_of(dumps: Iterable[Contents]) -> dict[str, tuple[int, int, str]]:
+    return {path: file for each in dumps for path, file in each.files.items()}
+
+
+def _known(ledger: Ledger, uri: str) -> dict[str, tuple[str, str]]:
+    """Listings of a delivery that a cycle sealed, oldest first, and the dumps that they are, with their states."""
+    rows = (
+        select(delivery.c.listing, dump.c.dump_id, dump.c.state)
+        .join(dump, dump.c.dump_id == delivery.c.dump_id)
+        .where(delivery.c.uri == uri, delivery.c.source_id.is_not(None))
+        .order_by(delivery.c.stable_since)
     )
     with ledger.reading() as connection:
-        return {row.listing: row.dump_id for row in connection.execute(rows.order_by(delivery.c.stable_since))}
+        return {listing: (dump_id, state) for listing, dump_id, state in connection.execute(rows)}
 
 
 def _register(ledger: Ledger, one: _Delivery, dump_id: str) -> None:
@@ -169,6 +190,10 @@ def _seal(ledger: Ledger, folder: Path, one: _Delivery) -> Finding:
         quiet = discover(connection, one.source.name, one.uri, one.listing)
     if why := _unfinished(one, quiet):
         return Finding("waiting", one.shown, why)
+    if one.number is not None:
+        size = sum(entry.size for entry in one.files)
+        with ledger.reading() as connection:
+            check_number(connection, one.source.name, one.number, files=len(one.files), size=size)
     contents = read_files(one.place, one.uri, one.files)
     if _changed_meanwhile(one):
         return Finding("waiting", one.shown, "it changed while it was read")
@@ -215,11 +240,7 @@ def _changed_meanwhile(one: _Delivery) -> bool:
 
 def _admit(ledger: Ledger, folder: Path, one: _Delivery, contents: Contents, parent: str | None) -> Finding:
     """Makes the contents of a delivery a dump, in one transaction, unless they are one already."""
-    dump_id, number = contents.dump_id, None
-    if one.source.number is not None and parent is None:
-        found = re.search(one.source.number, one.name)
-        assert found is not None
-        number = int(re.sub(r"\D", "", found[1]) or 0)
+    dump_id = contents.dump_id
     false = _falsely_declared(one, contents)
     with ledger.reading() as connection:
         before = _state(connection, dump_id)
@@ -227,7 +248,7 @@ def _admit(ledger: Ledger, folder: Path, one: _Delivery, contents: Contents, par
         contents.write(folder)  # before the ledger names it
     with ledger.writing() as connection:
         sealed = seal(
-            connection, one.uri, one.listing, dump_id, files=len(contents.files), size=contents.size, seq=number,
+            connection, one.uri, one.listing, dump_id, files=len(contents.files), size=contents.size, seq=one.number,
             parent_id=parent,
         )  # fmt: skip
         if sealed.is_new:
@@ -270,7 +291,7 @@ def _drifted(ledger: Ledger, one: _Delivery, sealed: dict[str, Contents], found:
                 move(connection, dump_id, state, "drifted", why)
         if state in UNTRAINED:
             yield Finding("drifted", one.shown, why, dump_id)
-        elif state not in ("drifted", "quarantined"):
+        elif state not in AT_REST:
             trained.append(dump_id)
     if trained:
         if not found.added:

@@ -116,13 +116,24 @@ def _free_seq(connection: Connection, source_id: str | None, seq: int | None) ->
     of_source = dump.c.source_id == source_id
     if seq is None:
         return _next(connection, dump.c.seq, of_source)
-    taken = connection.execute(select(dump.c.dump_id).where(of_source, dump.c.seq == seq)).scalar()
-    if taken is not None:
-        raise ValueError(
-            f"number {seq} of source {source_id} is dump {taken[:12]} already, with other content: a delivery must not "
-            "be changed once it was sealed; deliver what is new under a name of its own"
-        )
+    check_number(connection, source_id, seq)
     return seq
+
+
+def check_number(
+    connection: Connection, source_id: str, seq: int, *, files: int | None = None, size: int | None = None
+) -> None:
+    """Before a delivery is read: may it have its number? With as many files and bytes it may be what has it.
+
+    Raises:
+        ValueError: another dump of the source has it.
+    """
+    taken = connection.execute(select(dump).where(dump.c.source_id == source_id, dump.c.seq == seq)).first()
+    if taken is not None and (taken.files, taken.bytes) != (files, size):
+        raise ValueError(
+            f"number {seq} of source {source_id} is dump {taken.dump_id[:12]} already, with other content: a delivery "
+            "must not be changed once it was sealed; deliver what is new under a name of its own"
+        )
 
 
 def _next(connection: Connection, column, *where) -> int:

@@ -253,9 +253,39 @@ def test_gaps_in_the_numbers_are_told(tmp_path, find, ledger):
         found = overview(connection)
     assert [(gap.source_id, gap.last, gap.missing) for gap in found["gaps"]] == [("web", 7, [5, 6])]
     assert [row.uri.rpartition("/")[2] for row in found["deliveries"]] == ["batch-8"]
+
+
+def test_a_number_that_is_taken_is_told_without_reading_what_has_it(tmp_path, find, ledger, monkeypatch):
+    numbered = {"number": r"batch-(\d+)"}
+    delivered(tmp_path / "incoming" / "batch-3", "1.png", "_SUCCESS")
+    find(**numbered)
+    delivered(tmp_path / "incoming" / "copy of batch-3", "1.png", "_SUCCESS")
+    assert kinds(find(**numbered)) == ["known"]  # which is found out by reading it
     delivered(tmp_path / "incoming" / "old-batch-3", "other.png", "_SUCCESS")
-    (_, taken) = sorted(find(number=r"batch-(\d+)"), key=lambda one: one.name)
-    assert "number 3 of source web is dump" in taken.said
+    monkeypatch.setattr(deliveries, "read_files", not_called)
+    for _ in range(2):
+        (taken,) = find(**numbered)
+        assert "not read: number 3 of source web is dump" in taken.said
+    assert len(list((tmp_path / "production" / "dumps").iterdir())) == len(dumps(ledger)) == 1
+
+
+def test_what_drifted_is_not_read_again_until_a_person_decides(tmp_path, find, ledger, monkeypatch):
+    folder = delivered(tmp_path / "incoming" / "a", "1.png", "_SUCCESS")
+    find()
+    (folder / "1.png").write_text("y 1.png")
+    assert kinds(find()) == ["drifted"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.cycle.contents.file_digest", not_called)
+        assert find() == []
+    with ledger.writing() as connection:
+        move(connection, dumps(ledger)[0].dump_id, "drifted", "verified")
+    assert kinds(find()) == ["drifted"]
+    delivered(folder, "2.png")
+    assert kinds(find()) == ["late"]
+
+
+def not_called(*arguments):
+    raise AssertionError("read")
 
 
 def test_an_empty_delivery_is_a_dump_without_files(tmp_path, find, ledger):
