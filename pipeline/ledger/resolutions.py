@@ -7,6 +7,7 @@ from pipeline.ledger.database import now
 from pipeline.ledger.dumps import move
 from pipeline.ledger.tables import ENDED, JUDGED, dump, resolution, work
 from pipeline.ledger.work import SUPERSEDED
+from pipeline.redaction import without_secrets
 
 WAITING = ("held", *ENDED)  # states from which a dump does not go on by itself
 
@@ -117,6 +118,11 @@ HARMLESS = "held, harmless"  # output of a promotion that moves the base alone
 def _note(connection: Connection, action: str, found: Row, actor: str, reason: str) -> None:
     connection.execute(
         resolution.insert().values(
-            at=now(connection), dump_id=found.dump_id, action=action, before=found.state, actor=actor, reason=reason
+            at=now(connection),
+            dump_id=found.dump_id,
+            action=action,
+            before=found.state,
+            actor=actor,
+            reason=without_secrets(reason),
         )
     )

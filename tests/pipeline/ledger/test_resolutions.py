@@ -79,6 +79,13 @@ def test_a_skipped_dump_is_left_out_and_its_samples_are_new_again(waiting, tmp_p
     assert (row.state, row.reason) == ("skipped", "one advertisement")
 
 
+def test_a_reason_is_kept_without_its_secrets(waiting):
+    decide(waiting, skip, "2", "from s3://me:hunter2@bucket")
+    decide(waiting, retry, "2", "token=hunter2")
+    with waiting.reading() as connection:
+        assert [one.reason for one in resolutions(connection)] == ["from s3://me:***@bucket", "token=***"]
+
+
 @pytest.mark.parametrize(
     ("verb", "text", "reason", "said"),
     [
