@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, func, select
 from pipeline.curate import DECODER, NothingKept, Progress, curate
 from pipeline.cycle.config import Cycle, Source
 from pipeline.cycle.contents import Contents, read_contents
-from pipeline.cycle.deliveries import child_of, still_sealed
+from pipeline.cycle.delivery import child_of, still_sealed
 from pipeline.cycle.job import Ended, Job
 from pipeline.ingest.blocklist import BlockList, block, read_block_list
 from pipeline.ingest.declared import MANIFEST

@@ -14,18 +14,10 @@ from typing import Literal
 from sqlalchemy import Connection, select
 
 from pipeline.cycle.config import Source
-from pipeline.cycle.contents import (
-    MARKERS,
-    SUCCESS,
-    Contents,
-    Drift,
-    delivery_name,
-    drift,
-    read_contents,
-    read_files,
-)
+from pipeline.cycle.contents import SUCCESS, Contents, Drift, delivery_name, drift, read_contents, read_files
+from pipeline.cycle.delivery import Delivery, delivery_of, unlisted
 from pipeline.ingest.declared import MANIFEST, Declared, read_declared
-from pipeline.ingest.places import Entry, Place, place_of
+from pipeline.ingest.places import Entry, place_of
 from pipeline.ingest.sources import listing_digest
 from pipeline.ledger.database import Ledger, Unusable
 from pipeline.ledger.dumps import Moved, add_source, check_number, discover, forget, move, seal, unsealed
@@ -44,40 +36,6 @@ class Finding:
     name: str  # SOURCE/DELIVERY
     said: str
     dump_id: str | None = None
-
-
-@dataclass(frozen=True)
-class _Delivery:
-    """A child of a source's root as it is now."""
-
-    source: Source
-    name: str
-    place: Place
-    uri: str
-    entries: tuple[Entry, ...]  # sorted; with those that are no files to read
-    is_folder: bool
-
-    @property
-    def shown(self) -> str:
-        return f"{self.source.name}/{self.name}"
-
-    @property
-    def number(self) -> int | None:
-        """That its name tells; None: the source has no numbers."""
-        if self.source.number is None:
-            return None
-        found = re.search(self.source.number, self.name)
-        assert found is not None, self.name
-        return int(re.sub(r"\D", "", found[1]) or 0)
-
-    @property
-    def listing(self) -> str:
-        return listing_digest(self.entries)
-
-    @property
-    def files(self) -> list[Entry]:
-        """What a dump of it consists of; also what cannot be read, which curation counts as refused."""
-        return [entry for entry in self.entries if entry.path not in MARKERS]
 
 
 def look(ledger: Ledger, folder: Path, source: Source) -> Iterator[Finding]:
@@ -100,7 +58,7 @@ def look(ledger: Ledger, folder: Path, source: Source) -> Iterator[Finding]:
                 yield Finding("ignored", f"{source.name}/{child.path}", refused)
             continue
         try:
-            yield from _look_at(ledger, folder, _delivery(source, child))
+            yield from _look_at(ledger, folder, delivery_of(source, child))
         except Unusable:  # of the ledger
             raise
         except (OSError, ValueError) as error:  # storage that fails now, a number that is taken
@@ -120,20 +78,7 @@ def _refused(source: Source, child: Entry) -> str | None:
     return None
 
 
-def _delivery(source: Source, child: Entry) -> _Delivery:
-    name, is_folder = child.path.removesuffix("/"), child.path.endswith("/")
-    place, file = place_of(child_of(source.root, name))
-    entries = [child] if file else sorted(place.entries(), key=lambda entry: entry.path)
-    return _Delivery(source, name, place, place.shown, tuple(entries), is_folder)
-
-
-def child_of(root: str, name: str) -> str:
-    """The place of a delivery, as `place_of` takes it: a URI's options stay at its end."""
-    path, question, options = root.partition("?") if "://" in root else (root, "", "")
-    return f"{path.rstrip('/')}/{name}{question}{options}"
-
-
-def _look_at(ledger: Ledger, folder: Path, one: _Delivery) -> Iterator[Finding]:
+def _look_at(ledger: Ledger, folder: Path, one: Delivery) -> Iterator[Finding]:
     known = _known(ledger, one.uri)
     if one.listing in known:
         return
@@ -178,14 +123,14 @@ def _known(ledger: Ledger, uri: str) -> dict[str, tuple[str, str]]:
         return {listing: (dump_id, state) for listing, dump_id, state in connection.execute(rows)}
 
 
-def _register(ledger: Ledger, one: _Delivery, dump_id: str) -> None:
+def _register(ledger: Ledger, one: Delivery, dump_id: str) -> None:
     """Notes another listing as that of a dump, so that it is not looked into again."""
     with ledger.writing() as connection:
         discover(connection, one.source.name, one.uri, one.listing)
         seal(connection, one.uri, one.listing, dump_id, files=0, size=0)
 
 
-def _seal(ledger: Ledger, folder: Path, one: _Delivery) -> Finding:
+def _seal(ledger: Ledger, folder: Path, one: Delivery) -> Finding:
     with ledger.writing() as connection:
         quiet = discover(connection, one.source.name, one.uri, one.listing)
     if why := _unfinished(one, quiet):
@@ -200,7 +145,7 @@ def _seal(ledger: Ledger, folder: Path, one: _Delivery) -> Finding:
     return _admit(ledger, folder, one, contents, None)
 
 
-def _late(ledger: Ledger, folder: Path, one: _Delivery, parent: str, found: Drift) -> Finding:
+def _late(ledger: Ledger, folder: Path, one: Delivery, parent: str, found: Drift) -> Finding:
     with ledger.writing() as connection:
         quiet = discover(connection, one.source.name, one.uri, one.listing)
     if quiet < 60 * one.source.quiet_minutes:
@@ -211,7 +156,7 @@ def _late(ledger: Ledger, folder: Path, one: _Delivery, parent: str, found: Drif
     return _admit(ledger, folder, one, contents, parent)
 
 
-def _unfinished(one: _Delivery, quiet: float) -> str | None:
+def _unfinished(one: Delivery, quiet: float) -> str | None:
     """Why a delivery is not whole yet."""
     if one.source.seal == "quiet":
         return _minutes(one.source, quiet) if quiet < 60 * one.source.quiet_minutes else None
@@ -232,13 +177,13 @@ def _minutes(source: Source, quiet: float) -> str:
     return f"unchanged for {quiet / 60:.1f} of {source.quiet_minutes:g} minutes"
 
 
-def _changed_meanwhile(one: _Delivery) -> bool:
+def _changed_meanwhile(one: Delivery) -> bool:
     return listing_digest(sorted(one.place.entries(), key=lambda e: e.path)) != one.listing if one.is_folder else (
         one.place.entry(one.name) != one.entries[0]
     )  # fmt: skip
 
 
-def _admit(ledger: Ledger, folder: Path, one: _Delivery, contents: Contents, parent: str | None) -> Finding:
+def _admit(ledger: Ledger, folder: Path, one: Delivery, contents: Contents, parent: str | None) -> Finding:
     """Makes the contents of a delivery a dump, in one transaction, unless they are one already."""
     dump_id = contents.dump_id
     false = _falsely_declared(one, contents)
@@ -268,7 +213,7 @@ def _admit(ledger: Ledger, folder: Path, one: _Delivery, contents: Contents, par
     return Finding("sealed", one.shown, named, dump_id)
 
 
-def _falsely_declared(one: _Delivery, contents: Contents) -> str | None:
+def _falsely_declared(one: Delivery, contents: Contents) -> str | None:
     """What is wrong with the sha256 that the source's own manifest gives."""
     declared = read_declared(one.place, one.entries) if one.is_folder else Declared()
     wrong = [path for path, digest in declared.sha256.items() if contents.files.get(path, (0, 0, digest))[2] != digest]
@@ -277,7 +222,7 @@ def _falsely_declared(one: _Delivery, contents: Contents) -> str | None:
     return f"{len(wrong):,} file(s) hold other bytes than {MANIFEST} declares, as {wrong[0]}: deliver it anew"
 
 
-def _drifted(ledger: Ledger, one: _Delivery, sealed: dict[str, Contents], found: Drift) -> Iterator[Finding]:
+def _drifted(ledger: Ledger, one: Delivery, sealed: dict[str, Contents], found: Drift) -> Iterator[Finding]:
     trained = []
     for dump_id, contents in sealed.items():
         mine = tuple(path for path in found.changed if path in contents.files)
@@ -320,23 +265,3 @@ def _gone(ledger: Ledger, folder: Path, source: Source, there: set[str]) -> Iter
 
 def _state(connection: Connection, dump_id: str) -> str | None:
     return connection.execute(select(dump.c.state).where(dump.c.dump_id == dump_id)).scalar()
-
-
-def unlisted(entries: Iterable[Entry]) -> str | None:
-    """Which folder of a delivery cannot be listed, and why: nobody knows then what it consists of."""
-    folders = (entry for entry in entries if entry.problem and (not entry.path or entry.path.endswith("/")))
-    return next((f"{entry.path or 'it'} is {entry.problem}" for entry in folders), None)
-
-
-def still_sealed(source: Source, contents: Contents) -> str | None:
-    """How a delivery differs now from what was sealed of it; None: it does not. Files that came late do not count.
-
-    Raises:
-        ConnectionError: a folder of it cannot be listed now.
-    """
-    place, file = place_of(child_of(source.root, contents.name))
-    entries = [place.entry(file)] if file else list(place.entries())
-    if hidden := unlisted(entries):
-        raise ConnectionError(f"{contents.uri}: {hidden}")
-    found = drift(contents.files, place, [entry for entry in entries if entry.path in contents.files])
-    return found.said() or None

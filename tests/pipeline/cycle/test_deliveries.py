@@ -13,7 +13,8 @@ from sqlalchemy import select
 from pipeline.cycle import deliveries
 from pipeline.cycle.config import Source
 from pipeline.cycle.contents import read_contents
-from pipeline.cycle.deliveries import Finding, look, still_sealed
+from pipeline.cycle.deliveries import Finding, look
+from pipeline.cycle.delivery import still_sealed
 from pipeline.ingest import places
 from pipeline.ledger.database import Ledger, Unusable
 from pipeline.ledger.dumps import gaps, move
@@ -303,6 +304,9 @@ def test_just_before_and_after_it_is_read_a_dump_is_compared_once_more(tmp_path,
     assert still_sealed(source, contents) is None
     (folder / "1.png").write_text("changed")
     assert still_sealed(source, contents) == "1 file(s) changed: 1.png"
+    folder.rename(tmp_path / "away")
+    with pytest.raises(ConnectionError, match="no source at"):  # no fault of the dump
+        still_sealed(source, contents)
 
 
 def test_a_source_that_cannot_be_listed_is_said_to_be_so_and_a_ledger_that_fails_is_no_fault_of_a_delivery(
