@@ -275,6 +275,21 @@ def test_a_cluster_that_does_not_answer_is_told_once_and_costs_no_dump_an_attemp
         assert connection.execute(select(work)).all() == []
 
 
+def test_for_what_another_tick_is_at_no_cluster_is_asked(tmp_path):
+    deliver(tmp_path / "incoming" / "a", "a1")
+    ledger = Ledger.open(str(tmp_path / "ledger.db"), create=True)
+
+    def away(job: Job, digest: str) -> Ended:
+        raise ConnectionError("away")
+
+    run_pass(cycle_of(tmp_path), ledger, stages(curate=away))
+    with ledger.writing() as connection:
+        connection.execute(work.update().values(state="running", owner="host 1", expires_at=2e10))
+    found = run_pass(cycle_of(tmp_path), ledger, stages(), around=lambda: pytest.fail("asked"))
+    assert [(step.kind, step.said) for step in found.steps] == [("busy", "host 1 is at it")]
+    assert found.errors == []
+
+
 def outages() -> list[Exception]:
     behind, full = ValueError("the storage does not answer"), OSError(errno.ENOSPC, "No space left on device")
     behind.__cause__ = ConnectionError("timed out")
