@@ -1,8 +1,9 @@
 """Faults of what a stage runs on: they say nothing about its dump, and cost it no attempt."""
 
 import errno
+import os
 
-_FULL = tuple(f"[errno {number}]" for number in (errno.ENOSPC, errno.EDQUOT))
+_FULL = tuple(os.strerror(number).lower() for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def is_outage(error: BaseException) -> bool:

@@ -40,14 +40,16 @@ def retry(connection: Connection, text: str, *, actor: str, reason: str) -> tupl
         ValueError: no reason, no such dump, or one that does not wait for a person.
     """
     found = _named(connection, text, reason)
-    if found.state in JUDGED and _revived(connection, found, work.c.state == "failed", work.c.output != SUPERSEDED):
+    done = select(work.c.stage).where(work.c.dump_id == found.dump_id, work.c.state == "done")
+    failed = (work.c.state == "failed") & (work.c.output != SUPERSEDED) & work.c.stage.not_in(done)
+    if found.state in JUDGED and _revived(connection, found, failed):
         _note(connection, "retried", found, actor, reason)
         return found, found.state
     _refuse_used(connection, found)
     if found.state not in WAITING:
         raise ValueError(f"dump {found.admit_no} is {found.state}: it goes on by itself, with the next tick")
-    units = {unit.stage: unit for unit in connection.execute(select(work).where(work.c.dump_id == found.dump_id))}
-    curated = any(unit.stage == "curate" and unit.state == "done" and unit.output for unit in units.values())
+    store = (work.c.dump_id == found.dump_id) & (work.c.stage == "curate") & (work.c.state == "done")
+    curated = connection.execute(select(work.c.output).where(store, work.c.output != "")).first() is not None
     _revived(connection, found, *([work.c.stage != "curate"] if curated else []))
     state = "curated" if curated else "verified"
     move(connection, found.dump_id, found.state, state, f"again: {reason}")

@@ -6,6 +6,7 @@ from sqlalchemy import select
 from pipeline.ledger.database import Ledger
 from pipeline.ledger.resolutions import HARMLESS, find_dump, resolutions, retry, skip
 from pipeline.ledger.tables import dump, work
+from pipeline.ledger.work import SUPERSEDED, add_work
 from tests.pipeline.cycle import day
 from tests.pipeline.cycle.day import cycle_of, deliver, one_pass, stages
 
@@ -51,6 +52,13 @@ def test_a_retried_dump_waits_for_what_is_under_way_and_goes_on_from_that(waitin
     ]
     assert states(waiting)[4] == "promoted"
     decide(waiting, skip, "2")
+
+
+def test_a_curation_under_another_configuration_does_not_hide_the_one_that_is_done(waiting):
+    with waiting.writing() as connection:
+        other = add_work(connection, find_dump(connection, "2").dump_id, "curate", "of a file that was edited back")
+        connection.execute(work.update().where(work.c.work_id == other).values(state="failed", output=SUPERSEDED))
+    assert decide(waiting, retry, "2")[1] == "curated"
 
 
 def approving(job, digest):
