@@ -11,7 +11,8 @@ Why = Annotated[str, typer.Option(help="for those who read the ledger later")]
 
 
 def retry(context: typer.Context, dump: Dump, reason: Why, ledger: Where = None) -> None:
-    """Takes up again a dump that is held, quarantined, drifted or skipped: with the next tick, where it stopped.
+    """Takes up again a dump that is held, quarantined, drifted or skipped: with the next tick, where it stopped. Where
+    a dump was promoted or held, and its report failed, the report alone is tried again.
 
     Example: feral ledger retry 3 --reason "the labels of the test images were put right"
     """

@@ -29,7 +29,7 @@ class Contents:
     """The files of a dump where it was sealed."""
 
     uri: str  # of the delivery, without credentials
-    files: Mapping[str, tuple[int, int, str]]  # path → size, modified, sha256
+    files: Mapping[str, tuple[int, int, str]]  # path → size, modified, sha256 ("": it could not be read)
 
     @property
     def dump_id(self) -> str:
@@ -88,24 +88,26 @@ def read_contents(folder: Path, dump_id: str) -> Contents:
 
 
 def read_files(place: Place, uri: str, entries: Iterable[Entry]) -> Contents:
-    """Reads every byte of some files.
+    """Reads every byte of some files, but for those that are known to be no files to read, as links.
 
     Raises:
         ConnectionError, OSError: one cannot be read.
     """
     entries = list(entries)
     with ThreadPoolExecutor(_READERS) as pool:
-        digests = pool.map(lambda entry: file_digest(place, entry.path), entries)
+        digests = pool.map(lambda entry: file_digest(place, entry), entries)
         files = {
             entry.path: (entry.size, entry.modified, sha256) for entry, sha256 in zip(entries, digests, strict=True)
         }
     return Contents(uri, files)
 
 
-def file_digest(place: Place, path: str) -> str:
-    """sha256 of a file's bytes."""
+def file_digest(place: Place, entry: Entry) -> str:
+    """sha256 of a file's bytes; "": it is no file to read."""
+    if entry.problem:
+        return ""
     digest = hashlib.sha256()
-    with place.open(path) as file:
+    with place.open(entry.path) as file:
         while block := file.read(_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -138,7 +140,7 @@ def drift(sealed: Mapping[str, tuple[int, int, str]], place: Place, entries: Ite
         if path in there
         and (
             there[path].size != size
-            or (there[path].modified != modified and file_digest(place, path) != sha256)
+            or (there[path].modified != modified and file_digest(place, there[path]) != sha256)
         )
     ]  # fmt: skip
     return Drift(tuple(changed), tuple(sorted(set(sealed) - set(there))), tuple(sorted(set(there) - set(sealed))))

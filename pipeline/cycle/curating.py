@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 from sqlalchemy import Connection, Row, func, select
 
 from pipeline.curate import DECODER, NothingKept, Progress, curate
-from pipeline.cycle.config import Source
+from pipeline.cycle.config import Cycle, Source
 from pipeline.cycle.contents import Contents, read_contents
-from pipeline.cycle.deliveries import child_of, still_sealed
+from pipeline.cycle.delivery import child_of, still_sealed
 from pipeline.cycle.job import Ended, Job
-from pipeline.ingest.blocklist import BlockList, read_block_list
+from pipeline.ingest.blocklist import BlockList, block, read_block_list
 from pipeline.ingest.declared import MANIFEST
 from pipeline.ingest.places import place_of
 from pipeline.ingest.selection import Selection, read_decisions, read_selection, selections_of, write_selection
@@ -71,12 +71,7 @@ def curate_dump(job: Job, digest: str) -> Ended:
 
 def _judged(job: Job, source: Source, store: Store) -> Ended:
     """What a store that was made comes to."""
-    if suspicion := suspicious(store, source):
-        way = f"see {store.path / 'data_card.html'}"
-        return Ended(
-            f"{suspicion}; {way}", str(store.path), "quarantined", suspicion,
-            record=lambda connection, work_id: _record(connection, store, job),
-        )  # fmt: skip
+    suspicion = suspicious(store, source)
     manifest, capped = store.manifest, ""
     said = f"{manifest.kept:,} new images of {manifest.seen:,}"
     if source.quota is not None and (room := _room(source, _trained_on(job))) is not None:
@@ -91,6 +86,11 @@ def _judged(job: Job, source: Source, store: Store) -> Ended:
             )
             store = Store(store.path, QUOTA)
     named = str(store.path) if store.selection == DEFAULT else f"{store.path}@{store.selection}"
+    if suspicion:  # capped, too: a person may let it go on
+        return Ended(
+            f"{suspicion}{capped}; see {store.path / 'data_card.html'}", named, "quarantined", suspicion,
+            record=lambda connection, work_id: _record(connection, store, job),
+        )  # fmt: skip
     refused = f", left out: {_counted(manifest.refused)}" if manifest.refused else ""
     return Ended(
         f"{said}{capped}{refused}", named, "curated",
@@ -107,15 +107,42 @@ def _record(connection: Connection, store: Store, job: Job) -> None:
 def _inputs(job: Job) -> Inputs:
     """What else decides: what was let in before is not new, and what is judged on is never trained on."""
     source = job.cycle.source(job.dump.source_id)
-    listed = BlockList()
-    if source.block_list is not None:
-        if not source.block_list.is_file():
-            raise ValueError(f"sources.block_list={source.block_list}: no such file")
-        listed = read_block_list(source.block_list)
     evaluation_sets = tuple(dict.fromkeys((*job.cycle.judge_on, *source.eval_sets)))
     for path in evaluation_sets:
         Store(path)  # a ValueError of the configuration
-    return Inputs(evaluation_sets, _history(job), listed)
+    return Inputs(evaluation_sets, _history(job), listed_pictures(job.cycle)[source.name])
+
+
+def listed_pictures(cycle: Cycle) -> dict[str, BlockList]:
+    """What the block-list of each source names now.
+
+    Raises:
+        ValueError: one is not there, or a line of it is no hash.
+    """
+    files = {source.name: source.block_list for source in cycle.sources}
+    for file in filter(None, files.values()):
+        if not file.is_file():
+            raise ValueError(f"sources.block_list={file}: no such file")
+    return {name: read_block_list(file) if file else BlockList() for name, file in files.items()}
+
+
+def block_listed(job: Job) -> None:
+    """Blocks what the sources list now in all stores that were made of them: a takedown works on what was sealed long
+    ago, replay included."""
+    for source, listed in listed_pictures(job.cycle).items():
+        outputs = (
+            select(work.c.output)
+            .join(dump, dump.c.dump_id == work.c.dump_id)
+            .where(work.c.stage == "curate", work.c.state == "done", work.c.output != "", dump.c.source_id == source)
+        )
+        with job.ledger.reading() as connection:
+            names = connection.execute(outputs).scalars().all()
+        for name in names:
+            try:
+                path = named_store(name).path
+            except ValueError:  # it is gone, or damaged: nothing is trained on it
+                continue
+            block(path, listed)
 
 
 def _history(job: Job) -> tuple:

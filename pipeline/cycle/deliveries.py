@@ -5,7 +5,7 @@ is missing makes the dump *drifted*, as long as it was not trained on: nothing i
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +14,17 @@ from typing import Literal
 from sqlalchemy import Connection, select
 
 from pipeline.cycle.config import Source
-from pipeline.cycle.contents import (
-    MARKERS,
-    SUCCESS,
-    Contents,
-    Drift,
-    delivery_name,
-    drift,
-    read_contents,
-    read_files,
-)
+from pipeline.cycle.contents import SUCCESS, Contents, Drift, delivery_name, drift, read_contents, read_files
+from pipeline.cycle.delivery import Delivery, delivery_of, unlisted
 from pipeline.ingest.declared import MANIFEST, Declared, read_declared
-from pipeline.ingest.places import Entry, Place, place_of
+from pipeline.ingest.places import Entry, place_of
 from pipeline.ingest.sources import listing_digest
-from pipeline.ledger.database import Ledger
-from pipeline.ledger.dumps import Moved, add_source, discover, forget, move, seal, unsealed
+from pipeline.ledger.database import Ledger, Unusable
+from pipeline.ledger.dumps import Moved, add_source, check_number, discover, forget, move, seal, unsealed
 from pipeline.ledger.tables import delivery, dump
 
 UNTRAINED = ("sealed", "verified", "curated")  # states in which a change of its files still matters to a dump
+AT_REST = ("drifted", "quarantined")  # in these it does not, until a person decides
 _FILES = (".tar", ".parquet")  # that are deliveries by themselves
 
 
@@ -45,36 +38,12 @@ class Finding:
     dump_id: str | None = None
 
 
-@dataclass(frozen=True)
-class _Delivery:
-    """A child of a source's root as it is now."""
-
-    source: Source
-    name: str
-    place: Place
-    uri: str
-    entries: tuple[Entry, ...]  # sorted; with those that are no files to read
-    is_folder: bool
-
-    @property
-    def shown(self) -> str:
-        return f"{self.source.name}/{self.name}"
-
-    @property
-    def listing(self) -> str:
-        return listing_digest(self.entries)
-
-    @property
-    def files(self) -> list[Entry]:
-        """What a dump of it consists of."""
-        return [entry for entry in self.entries if entry.problem is None and entry.path not in MARKERS]
-
-
 def look(ledger: Ledger, folder: Path, source: Source) -> Iterator[Finding]:
     """Looks through a source once: seals what is whole, finds drift. `folder`: the cycle's root.
 
     Raises:
         ValueError: the source cannot be listed.
+        Unusable: the ledger cannot be used now.
     """
     place, file = place_of(source.root)
     if file:
@@ -89,7 +58,9 @@ def look(ledger: Ledger, folder: Path, source: Source) -> Iterator[Finding]:
                 yield Finding("ignored", f"{source.name}/{child.path}", refused)
             continue
         try:
-            yield from _look_at(ledger, folder, _delivery(source, child))
+            yield from _look_at(ledger, folder, delivery_of(source, child))
+        except Unusable:  # of the ledger
+            raise
         except (OSError, ValueError) as error:  # storage that fails now, a number that is taken
             yield Finding("ignored", f"{source.name}/{child.path}", f"not read: {error}")
 
@@ -107,65 +78,74 @@ def _refused(source: Source, child: Entry) -> str | None:
     return None
 
 
-def _delivery(source: Source, child: Entry) -> _Delivery:
-    name, is_folder = child.path.removesuffix("/"), child.path.endswith("/")
-    place, file = place_of(child_of(source.root, name))
-    entries = [child] if file else sorted(place.entries(), key=lambda entry: entry.path)
-    return _Delivery(source, name, place, place.shown, tuple(entries), is_folder)
-
-
-def child_of(root: str, name: str) -> str:
-    """The place of a delivery, as `place_of` takes it: a URI's options stay at its end."""
-    path, question, options = root.partition("?") if "://" in root else (root, "", "")
-    return f"{path.rstrip('/')}/{name}{question}{options}"
-
-
-def _look_at(ledger: Ledger, folder: Path, one: _Delivery) -> Iterator[Finding]:
+def _look_at(ledger: Ledger, folder: Path, one: Delivery) -> Iterator[Finding]:
     known = _known(ledger, one.uri)
     if one.listing in known:
         return
+    if hidden := unlisted(one.entries):
+        with ledger.writing() as connection:
+            discover(connection, one.source.name, one.uri, one.listing)
+        yield Finding("waiting", one.shown, hidden)
+        return
     sealed: dict[str, Contents] = {}
-    for dump_id in filter(None, known.values()):
+    compared: dict[str, Contents] = {}
+    for dump_id, state in known.values():
         contents = read_contents(folder, dump_id)
         if contents.uri == one.uri:
             sealed[dump_id] = contents
+            if state not in AT_REST:
+                compared[dump_id] = contents
     if not sealed:
         yield _seal(ledger, folder, one)
         return
-    found = drift({path: file for each in sealed.values() for path, file in each.files.items()}, one.place, one.files)
-    yield from _drifted(ledger, one, sealed, found)
+    before, now = _files_of(sealed.values()), _files_of(compared.values())
+    found = drift(now, one.place, [entry for entry in one.files if entry.path in now or entry.path not in before])
+    yield from _drifted(ledger, one, compared, found)
     if found.added:
         yield _late(ledger, folder, one, next(iter(sealed)), found)
-    elif not found.changed and not found.missing:  # touched only, or a marker was written
-        _register(ledger, one, next(iter(sealed)))
+    elif compared and not found.changed and not found.missing:  # touched only, or a marker was written
+        _register(ledger, one, next(iter(compared)))
 
 
-def _known(ledger: Ledger, uri: str) -> dict[str, str | None]:
-    """Listings of a delivery that were sealed, oldest first, and the dumps that they are."""
-    rows = select(delivery.c.listing, delivery.c.dump_id).where(delivery.c.uri == uri, delivery.c.dump_id.is_not(None))
+def _files_of(dumps: Iterable[Contents]) -> dict[str, tuple[int, int, str]]:
+    return {path: file for each in dumps for path, file in each.files.items()}
+
+
+def _known(ledger: Ledger, uri: str) -> dict[str, tuple[str, str]]:
+    """Listings of a delivery that a cycle sealed, oldest first, and the dumps that they are, with their states."""
+    rows = (
+        select(delivery.c.listing, dump.c.dump_id, dump.c.state)
+        .join(dump, dump.c.dump_id == delivery.c.dump_id)
+        .where(delivery.c.uri == uri, delivery.c.source_id.is_not(None))
+        .order_by(delivery.c.stable_since)
+    )
     with ledger.reading() as connection:
-        return {row.listing: row.dump_id for row in connection.execute(rows.order_by(delivery.c.stable_since))}
+        return {listing: (dump_id, state) for listing, dump_id, state in connection.execute(rows)}
 
 
-def _register(ledger: Ledger, one: _Delivery, dump_id: str) -> None:
+def _register(ledger: Ledger, one: Delivery, dump_id: str) -> None:
     """Notes another listing as that of a dump, so that it is not looked into again."""
     with ledger.writing() as connection:
         discover(connection, one.source.name, one.uri, one.listing)
         seal(connection, one.uri, one.listing, dump_id, files=0, size=0)
 
 
-def _seal(ledger: Ledger, folder: Path, one: _Delivery) -> Finding:
+def _seal(ledger: Ledger, folder: Path, one: Delivery) -> Finding:
     with ledger.writing() as connection:
         quiet = discover(connection, one.source.name, one.uri, one.listing)
     if why := _unfinished(one, quiet):
         return Finding("waiting", one.shown, why)
+    if one.number is not None:
+        size = sum(entry.size for entry in one.files)
+        with ledger.reading() as connection:
+            check_number(connection, one.source.name, one.number, files=len(one.files), size=size)
     contents = read_files(one.place, one.uri, one.files)
     if _changed_meanwhile(one):
         return Finding("waiting", one.shown, "it changed while it was read")
     return _admit(ledger, folder, one, contents, None)
 
 
-def _late(ledger: Ledger, folder: Path, one: _Delivery, parent: str, found: Drift) -> Finding:
+def _late(ledger: Ledger, folder: Path, one: Delivery, parent: str, found: Drift) -> Finding:
     with ledger.writing() as connection:
         quiet = discover(connection, one.source.name, one.uri, one.listing)
     if quiet < 60 * one.source.quiet_minutes:
@@ -176,7 +156,7 @@ def _late(ledger: Ledger, folder: Path, one: _Delivery, parent: str, found: Drif
     return _admit(ledger, folder, one, contents, parent)
 
 
-def _unfinished(one: _Delivery, quiet: float) -> str | None:
+def _unfinished(one: Delivery, quiet: float) -> str | None:
     """Why a delivery is not whole yet."""
     if one.source.seal == "quiet":
         return _minutes(one.source, quiet) if quiet < 60 * one.source.quiet_minutes else None
@@ -197,19 +177,15 @@ def _minutes(source: Source, quiet: float) -> str:
     return f"unchanged for {quiet / 60:.1f} of {source.quiet_minutes:g} minutes"
 
 
-def _changed_meanwhile(one: _Delivery) -> bool:
+def _changed_meanwhile(one: Delivery) -> bool:
     return listing_digest(sorted(one.place.entries(), key=lambda e: e.path)) != one.listing if one.is_folder else (
         one.place.entry(one.name) != one.entries[0]
     )  # fmt: skip
 
 
-def _admit(ledger: Ledger, folder: Path, one: _Delivery, contents: Contents, parent: str | None) -> Finding:
+def _admit(ledger: Ledger, folder: Path, one: Delivery, contents: Contents, parent: str | None) -> Finding:
     """Makes the contents of a delivery a dump, in one transaction, unless they are one already."""
-    dump_id, number = contents.dump_id, None
-    if one.source.number is not None and parent is None:
-        found = re.search(one.source.number, one.name)
-        assert found is not None
-        number = int(re.sub(r"\D", "", found[1]) or 0)
+    dump_id = contents.dump_id
     false = _falsely_declared(one, contents)
     with ledger.reading() as connection:
         before = _state(connection, dump_id)
@@ -217,12 +193,14 @@ def _admit(ledger: Ledger, folder: Path, one: _Delivery, contents: Contents, par
         contents.write(folder)  # before the ledger names it
     with ledger.writing() as connection:
         sealed = seal(
-            connection, one.uri, one.listing, dump_id, files=len(contents.files), size=contents.size, seq=number,
+            connection, one.uri, one.listing, dump_id, files=len(contents.files), size=contents.size, seq=one.number,
             parent_id=parent,
         )  # fmt: skip
         if sealed.is_new:
             move(connection, dump_id, "sealed", "quarantined" if false else "verified", false)
     size = f"{len(contents.files):,} file(s), {contents.size / 1e6:,.1f} MB"
+    if unread := [entry for entry in one.files if entry.problem and entry.path in contents.files]:
+        size += f", {len(unread):,} of them cannot be read, as {unread[0].path}: {unread[0].problem}"
     if not sealed.is_new:
         again = f", which drifted: `feral ledger retry {sealed.admit_no} --reason …` takes it from here"
         what = again if before == "drifted" else ": nothing new"
@@ -235,7 +213,7 @@ def _admit(ledger: Ledger, folder: Path, one: _Delivery, contents: Contents, par
     return Finding("sealed", one.shown, named, dump_id)
 
 
-def _falsely_declared(one: _Delivery, contents: Contents) -> str | None:
+def _falsely_declared(one: Delivery, contents: Contents) -> str | None:
     """What is wrong with the sha256 that the source's own manifest gives."""
     declared = read_declared(one.place, one.entries) if one.is_folder else Declared()
     wrong = [path for path, digest in declared.sha256.items() if contents.files.get(path, (0, 0, digest))[2] != digest]
@@ -244,7 +222,7 @@ def _falsely_declared(one: _Delivery, contents: Contents) -> str | None:
     return f"{len(wrong):,} file(s) hold other bytes than {MANIFEST} declares, as {wrong[0]}: deliver it anew"
 
 
-def _drifted(ledger: Ledger, one: _Delivery, sealed: dict[str, Contents], found: Drift) -> Iterator[Finding]:
+def _drifted(ledger: Ledger, one: Delivery, sealed: dict[str, Contents], found: Drift) -> Iterator[Finding]:
     trained = []
     for dump_id, contents in sealed.items():
         mine = tuple(path for path in found.changed if path in contents.files)
@@ -258,7 +236,7 @@ def _drifted(ledger: Ledger, one: _Delivery, sealed: dict[str, Contents], found:
                 move(connection, dump_id, state, "drifted", why)
         if state in UNTRAINED:
             yield Finding("drifted", one.shown, why, dump_id)
-        elif state not in ("drifted", "quarantined"):
+        elif state not in AT_REST:
             trained.append(dump_id)
     if trained:
         if not found.added:
@@ -287,11 +265,3 @@ def _gone(ledger: Ledger, folder: Path, source: Source, there: set[str]) -> Iter
 
 def _state(connection: Connection, dump_id: str) -> str | None:
     return connection.execute(select(dump.c.state).where(dump.c.dump_id == dump_id)).scalar()
-
-
-def still_sealed(source: Source, contents: Contents) -> str | None:
-    """How a delivery differs now from what was sealed of it; None: it does not. Files that came late do not count."""
-    place, file = place_of(child_of(source.root, contents.name))
-    entries = [place.entry(file)] if file else place.entries()
-    found = drift(contents.files, place, [entry for entry in entries if entry.path in contents.files])
-    return found.said() or None

@@ -20,19 +20,21 @@ from pipeline.cycle.config import Cycle
 from pipeline.cycle.deliveries import look
 from pipeline.cycle.job import Ended, Job, Kind, Pass, Stage, Step
 from pipeline.cycle.lease import Keeper, Told, stoppable
+from pipeline.cycle.outage import is_outage
 from pipeline.cycle.owner import is_dead, this_process
 from pipeline.ledger.database import Ledger, Unusable
 from pipeline.ledger.database import now as time_of
 from pipeline.ledger.dumps import Moved, move
 from pipeline.ledger.promotion import Outrun
 from pipeline.ledger.resolutions import in_base
-from pipeline.ledger.tables import ENDED, dump, work
+from pipeline.ledger.tables import ENDED, JUDGED, dump, work
 from pipeline.ledger.work import (
     Lease,
     LeaseLost,
     add_work,
     claim,
     end_leases,
+    failure,
     give_up,
     let_go,
     make_ready,
@@ -54,7 +56,8 @@ def run_pass(
     tell: Callable[[str], None] = lambda line: None,
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Pass:
-    """Does all that is due now. `around` surrounds the work, if there is any: a connection to Ray.
+    """Does all that is due now. `around` surrounds the work, if there is any: a connection to Ray. If that fails, it is
+    an error of the pass, and of no dump.
 
     Raises:
         Told: by a signal, to stop; what was running is given back.
@@ -75,7 +78,7 @@ class _Running:
     stack: ExitStack
     owner: str = field(default_factory=this_process)
     found: Pass = field(default_factory=Pass)
-    entered: bool = False
+    entered: bool | None = None  # `around`; False: it failed
 
     def run(self) -> Pass:
         self._look()
@@ -106,6 +109,17 @@ class _Running:
         except ValueError:
             self.tell("another tick reads the deliveries now")
 
+    def _surrounded(self) -> bool:
+        """Enters `around`, once. Returns whether it is entered."""
+        if self.entered is None:
+            try:
+                self.stack.enter_context(self.around())
+                self.entered = True
+            except Exception as error:
+                self._error(str(error) or type(error).__name__)
+                self.entered = False
+        return self.entered
+
     def _error(self, said: str) -> None:
         self.found.errors.append(said)
         self.tell(f"error: {said}")
@@ -130,6 +144,13 @@ class _Running:
             digest = _digest(stage.inputs(job))
         except ValueError as error:
             self._step(job, stage, "error", str(error))
+            return False
+        with self.ledger.reading() as connection:
+            occupied = self._occupied(connection, job, stage, digest)
+        if occupied:
+            self._step(job, stage, *occupied)
+            return False
+        if not self._surrounded():  # before an attempt is counted
             return False
         lease = self._claim(job, stage, digest)
         return lease is not None and self._work(job, stage, digest, lease)
@@ -157,25 +178,33 @@ class _Running:
             return f"dump {other.admit_no} is under way, which is {other.state}"
         return None
 
-    def _claim(self, job: Job, stage: Stage, digest: str) -> Lease | None:
+    def _occupied(self, connection: Connection, job: Job, stage: Stage, digest: str) -> tuple[Kind, str] | None:
+        """Why a stage that is due is not begun: somebody is at it, also under another configuration; or it failed for
+        good under this one."""
         mine = (work.c.dump_id == job.dump.dump_id) & (work.c.stage == stage.name)
+        held = mine & (work.c.state == "running") & (work.c.expires_at >= time_of(connection))
+        if owner := connection.execute(select(work.c.owner).where(held)).scalar():
+            return "busy", f"{owner} is at it"
+        failed = failure(connection, job.dump.dump_id, stage.name, digest)
+        return ("waits", f"{failed}; {_retry(job)}") if failed else None
+
+    def _claim(self, job: Job, stage: Stage, digest: str) -> Lease | None:
+        dump_id = job.dump.dump_id
         with self.ledger.writing() as connection:
-            now, done = self._job(connection, job.dump.dump_id)
+            now, done = self._job(connection, dump_id)
             if now.dump.state != job.dump.state or stage.name in done or self._waits(connection, stage, now.dump):
                 return None  # another tick was here meanwhile
-            held = mine & (work.c.state == "running") & (work.c.expires_at >= time_of(connection))
-            owner = connection.execute(select(work.c.owner).where(held)).scalar()
-            lease = None
-            if owner is None:  # also under another configuration
-                work_id = add_work(connection, job.dump.dump_id, stage.name, digest, ready=False)
+            lease, said = None, self._occupied(connection, job, stage, digest)
+            if said is None:
+                work_id = add_work(connection, dump_id, stage.name, digest, ready=False)
                 supersede(connection, work_id)
                 make_ready(connection, work_id)
                 lease = claim(connection, work_id, self.owner, self.cycle.lease_seconds, self.cycle.attempts)
-            now, _ = self._job(connection, job.dump.dump_id)
-        if now.dump.state == "quarantined":
-            self._step(job, stage, "quarantined", now.dump.reason)
-        elif lease is None:
-            self._step(job, stage, "busy", f"{owner or 'another tick'} is at it")
+                if lease is None:  # its attempts are used up
+                    why = failure(connection, dump_id, stage.name, digest) or ""
+                    said = self._failed_for_good(job, why)
+        if said:
+            self._step(job, stage, *said)
         return lease
 
     def _work(self, job: Job, stage: Stage, digest: str, lease: Lease) -> bool:
@@ -184,9 +213,6 @@ class _Running:
         began, keeper = time.monotonic(), Keeper(self.ledger, lease, self.cycle.lease_seconds)
         try:
             with keeper:
-                if not self.entered:
-                    self.stack.enter_context(self.around())
-                    self.entered = True
                 ended = stage.work(job, digest)
             self._publish(job, lease, ended)
         except (KeyboardInterrupt, Stopped) as stop:
@@ -203,7 +229,8 @@ class _Running:
             self.tell(f"dump {job.dump.admit_no} {stage.name}: {error}")
             return isinstance(error, Outrun)
         except Unusable:
-            raise  # the lease runs out, and the next tick goes on from what was done
+            self._give_back(lease)  # if that can be told now; else the lease runs out
+            raise
         except Exception as error:
             self._failed(job, stage, lease, error)
             return False
@@ -214,7 +241,7 @@ class _Running:
         return True
 
     def _give_back(self, lease: Lease) -> None:
-        with suppress(LeaseLost), self.ledger.writing() as connection:
+        with suppress(LeaseLost, Unusable), self.ledger.writing() as connection:
             let_go(connection, lease)
 
     def _publish(self, job: Job, lease: Lease, ended: Ended) -> None:
@@ -227,17 +254,24 @@ class _Running:
     def _failed(self, job: Job, stage: Stage, lease: Lease, error: Exception) -> None:
         log.debug("%s of dump %s failed", stage.name, job.dump.dump_id, exc_info=error)
         why = str(error) or type(error).__name__
+        if is_outage(error):
+            self._give_back(lease)
+            self._step(job, stage, "failed", f"{why} (no fault of the dump: the next tick tries again)")
+            return
         try:
             with self.ledger.writing() as connection:
                 give_up(connection, lease, why, self.cycle.attempts)
         except LeaseLost:
             self._step(job, stage, "lost", _LOST)
         else:
-            if lease.attempt >= self.cycle.attempts:
-                self._step(job, stage, "quarantined", f"failed {lease.attempt} times; last: {why}")
-            else:
+            if lease.attempt < self.cycle.attempts:
                 again = f"attempt {lease.attempt} of {self.cycle.attempts}: the next tick tries again"
                 self._step(job, stage, "failed", f"{why} ({again})")
+            else:
+                self._step(job, stage, *self._failed_for_good(job, f"failed {lease.attempt} times; last: {why}"))
+
+    def _failed_for_good(self, job: Job, why: str) -> tuple[Kind, str]:
+        return ("failed", f"{why}; {_retry(job)}") if job.dump.state in JUDGED else ("quarantined", why)
 
     def _step(self, job: Job, stage: Stage, kind: Kind, said: str | None, *rest: Any) -> None:
         step = Step(kind, job.dump.admit_no, job.dump.dump_id, stage.name, said or "", *rest)
@@ -245,6 +279,10 @@ class _Running:
         took = f" ({step.seconds:.0f} s)" if step.seconds >= 1 else ""
         shown = "" if kind == "done" else f" {kind}:"
         self.tell(f"dump {step.admit_no} {stage.name}:{shown} {step.said}{took}")
+
+
+def _retry(job: Job) -> str:
+    return f"it stays {job.dump.state}; `feral ledger retry {job.dump.admit_no} --reason …` tries this again"
 
 
 def _digest(inputs: Any) -> str:

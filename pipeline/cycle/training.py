@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cycle.config import Cycle
+from pipeline.cycle.curating import block_listed, listed_pictures
 from pipeline.cycle.job import Ended, Job
 from pipeline.experiment import Experiment
 from pipeline.ingest.store import Store
@@ -112,6 +113,7 @@ def train_inputs(job: Job, recipe: Experiment) -> Any:
     experiment, store = plateau(job, recipe), named_store(job.outputs["curate"])
     if not _too_few(experiment, store):
         experiment.check(store)
+    listed_pictures(job.cycle)  # what is wrong with a list is said before an attempt is made
     return {"experiment": experiment.digest}
 
 
@@ -124,6 +126,7 @@ def train_plateau(job: Job, recipe: Experiment, progress: Progress) -> Ended:
 
 def cooldown_inputs(job: Job) -> Any:
     experiment = _candidate(job)
+    listed_pictures(job.cycle)
     return {"experiment": experiment.fitted(experiment.data.open()).digest}
 
 
@@ -141,6 +144,7 @@ def _candidate(job: Job) -> Experiment:
 
 def _trained(job: Job, experiment: Experiment, folder: str, progress: Progress, state: str | None) -> Ended:
     """Trains to the end, in a folder that is named by what is computed; goes on where it was stopped."""
+    block_listed(job)
     named = experiment.fitted(experiment.data.open()).digest
     path = job.cycle.root / folder / f"{job.name}-{named[:6]}"
     experiment = prepared(experiment, path)

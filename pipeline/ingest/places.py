@@ -91,7 +91,10 @@ class Place:
         """
         files = list(self.entries(recursive=False))
         if self.is_local:
-            names = [name for name, about in _scanned(self.folder, "") if stat.S_ISDIR(about.st_mode)]
+            try:
+                names = [name for name, about in _scanned(self.folder, "") if stat.S_ISDIR(about.st_mode)]
+            except OSError as error:
+                raise ValueError(f"{self.shown} cannot be listed: {error.strerror or error}") from None
         else:
             try:
                 infos = self.files.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))

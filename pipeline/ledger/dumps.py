@@ -34,7 +34,9 @@ def add_source(
 
 def discover(connection: Connection, source_id: str | None, uri: str, listing: str) -> float:
     """Notes that a place holds files of this listing. Returns for how many seconds it has been so: what a quiet period
-    is compared with. Another listing begins anew, and what was seen there before, and not sealed, is forgotten."""
+    is compared with. Another listing begins anew, and what was seen there before, and not sealed, is forgotten. What an
+    older version noted under the listing when it was curated by hand is the source's own from then on, and unsealed.
+    """
     here = delivery.c.uri == uri
     found = connection.execute(select(delivery.c.stable_since).where(here, delivery.c.listing == listing)).scalar()
     time = now(connection)
@@ -50,6 +52,9 @@ def discover(connection: Connection, source_id: str | None, uri: str, listing: s
         connection.execute(
             delivery.insert().values(uri=uri, listing=listing, source_id=source_id, stable_since=time, dump_id=None)
         )
+    elif source_id is not None:
+        by_hand = (here, delivery.c.listing == listing, delivery.c.source_id.is_(None))
+        connection.execute(delivery.update().where(*by_hand).values(source_id=source_id, dump_id=None))
     return time - found if found is not None else 0.0
 
 
@@ -111,13 +116,24 @@ def _free_seq(connection: Connection, source_id: str | None, seq: int | None) ->
     of_source = dump.c.source_id == source_id
     if seq is None:
         return _next(connection, dump.c.seq, of_source)
-    taken = connection.execute(select(dump.c.dump_id).where(of_source, dump.c.seq == seq)).scalar()
-    if taken is not None:
-        raise ValueError(
-            f"number {seq} of source {source_id} is dump {taken[:12]} already, with other content: a delivery must not "
-            "be changed once it was sealed; deliver what is new under a name of its own"
-        )
+    check_number(connection, source_id, seq)
     return seq
+
+
+def check_number(
+    connection: Connection, source_id: str, seq: int, *, files: int | None = None, size: int | None = None
+) -> None:
+    """Before a delivery is read: may it have its number? With as many files and bytes it may be what has it.
+
+    Raises:
+        ValueError: another dump of the source has it.
+    """
+    taken = connection.execute(select(dump).where(dump.c.source_id == source_id, dump.c.seq == seq)).first()
+    if taken is not None and (taken.files, taken.bytes) != (files, size):
+        raise ValueError(
+            f"number {seq} of source {source_id} is dump {taken.dump_id[:12]} already, with other content: a delivery "
+            "must not be changed once it was sealed; deliver what is new under a name of its own"
+        )
 
 
 def _next(connection: Connection, column, *where) -> int:

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, func, select
 
 from pipeline.ledger.dumps import gaps, unsealed
 from pipeline.ledger.tables import alias, checkpoint, delivery, dump, event, run, work
+from pipeline.ledger.work import SUPERSEDED
 
 
 def overview(connection: Connection) -> dict[str, list[Any]]:
@@ -42,7 +43,7 @@ def overview(connection: Connection) -> dict[str, list[Any]]:
     undone = (
         select(work, dump.c.admit_no)
         .join(dump, dump.c.dump_id == work.c.dump_id)
-        .where(work.c.state != "done", work.c.output.is_distinct_from("superseded"))
+        .where(work.c.state != "done", work.c.output.is_distinct_from(SUPERSEDED))
         .order_by(dump.c.admit_no, work.c.stage)
     )
     parts = {"names": names, "runs": runs, "dumps": dumps, "work": undone}

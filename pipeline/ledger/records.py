@@ -2,7 +2,6 @@
 recorded again is brought up to date, and never doubled."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -58,12 +57,13 @@ def _by_hand(connection: Connection, store: Store) -> str:
     ).scalar()
     if sealed is not None:
         return sealed  # of a delivery that a scheduler sealed, or of another selection of the same
-    discover(connection, None, manifest.source, manifest.listing)
+    # not under its listing: a cycle that comes to the same place has not read it yet
+    discover(connection, None, manifest.source, manifest.digest)
     files = (*manifest.shards, *manifest.files)
     found = seal(
         connection,
         manifest.source,
-        manifest.listing,
+        manifest.digest,
         manifest.digest,
         files=len(files),
         size=sum(file.bytes for file in files),
@@ -73,15 +73,12 @@ def _by_hand(connection: Connection, store: Store) -> str:
     return found.dump_id
 
 
-def record_run(
-    connection: Connection, found: Run, *, work_id: str | None = None, inputs: Sequence[Input] | None = None
-) -> str:
+def record_run(connection: Connection, found: Run, *, work_id: str | None = None, with_inputs: bool = True) -> str:
     """Records a run, and before it the run that it starts or goes on from. Returns its id: the digest of its
     experiment, so that a run that was moved, or done again elsewhere, is the same.
 
     Args:
-        inputs: default: the selections that its experiment names, as far as it came; of a run that was recorded with
-            several, these stay.
+        with_inputs: also what it reads, as far as it came; not, where its store is gone.
 
     Raises:
         ValueError: there is no run, its store is gone, or is not the one that the run was judged on.
@@ -101,10 +98,7 @@ def record_run(
         "recorded_at": now(connection),
     }
     _put(connection, run, {"run_id": run_id}, facts | ({"work_id": work_id} if work_id else {}))
-    if inputs is None:
-        known = connection.execute(select(run_input.c.role).where(run_input.c.run_id == run_id)).all()
-        inputs = _inputs(connection, found) if len(known) < 2 else []
-    for one in inputs:
+    for one in _inputs(connection, found) if with_inputs else ():
         key = {"run_id": run_id, "selection_id": one.selection_id, "role": one.role}
         _put(connection, run_input, key, {"planned": one.planned, "consumed": one.consumed})
     return run_id
@@ -140,7 +134,7 @@ def _record_start(connection: Connection, found: Run, digest: str | None) -> Non
         try:
             record_run(connection, found)
         except ValueError:  # its store is gone: lineage then says that its data is not known
-            record_run(connection, found, inputs=[])
+            record_run(connection, found, with_inputs=False)
     for one in found.kept_checkpoints():
         if one.digest == digest:
             record_checkpoint(connection, found, one)

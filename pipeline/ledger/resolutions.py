@@ -1,11 +1,13 @@
 """What a person decides of a dump that waits for one: another try, or to leave it out; with a reason, for those who
 read the ledger later. All functions take a writing connection."""
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, select
 
 from pipeline.ledger.database import now
 from pipeline.ledger.dumps import move
-from pipeline.ledger.tables import ENDED, dump, resolution, work
+from pipeline.ledger.tables import ENDED, JUDGED, dump, resolution, work
+from pipeline.ledger.work import SUPERSEDED
+from pipeline.redaction import without_secrets
 
 WAITING = ("held", *ENDED)  # states from which a dump does not go on by itself
 
@@ -28,7 +30,8 @@ def find_dump(connection: Connection, text: str) -> Row:
 
 def retry(connection: Connection, text: str, *, actor: str, reason: str) -> tuple[Row, str]:
     """Lets a dump that is held, quarantined, drifted or skipped be taken up again, where it stopped. One that was held
-    is trained again from the plateau of now: if that is still the same, the training that was done counts.
+    is trained again from the plateau of now: if that is still the same, the training that was done counts. Where a
+    dump was judged, and a stage failed after that, only this stage is tried again.
 
     Returns:
         The dump as it was, and its state now.
@@ -36,15 +39,18 @@ def retry(connection: Connection, text: str, *, actor: str, reason: str) -> tupl
     Raises:
         ValueError: no reason, no such dump, or one that does not wait for a person.
     """
-    found = _waiting(connection, text, reason)
-    units = {unit.stage: unit for unit in connection.execute(select(work).where(work.c.dump_id == found.dump_id))}
-    curated = any(unit.stage == "curate" and unit.state == "done" and unit.output for unit in units.values())
-    again = work.c.dump_id == found.dump_id
-    if curated:
-        again &= work.c.stage != "curate"
-    connection.execute(
-        work.update().where(again).values(state="waiting", attempt=0, owner=None, expires_at=None, output=None)
-    )
+    found = _named(connection, text, reason)
+    done = select(work.c.stage).where(work.c.dump_id == found.dump_id, work.c.state == "done")
+    failed = (work.c.state == "failed") & (work.c.output != SUPERSEDED) & work.c.stage.not_in(done)
+    if found.state in JUDGED and _revived(connection, found, failed):
+        _note(connection, "retried", found, actor, reason)
+        return found, found.state
+    _refuse_used(connection, found)
+    if found.state not in WAITING:
+        raise ValueError(f"dump {found.admit_no} is {found.state}: it goes on by itself, with the next tick")
+    store = (work.c.dump_id == found.dump_id) & (work.c.stage == "curate") & (work.c.state == "done")
+    curated = connection.execute(select(work.c.output).where(store, work.c.output != "")).first() is not None
+    _revived(connection, found, *([work.c.stage != "curate"] if curated else []))
     state = "curated" if curated else "verified"
     move(connection, found.dump_id, found.state, state, f"again: {reason}")
     _note(connection, "retried", found, actor, reason)
@@ -57,7 +63,8 @@ def skip(connection: Connection, text: str, *, actor: str, reason: str) -> Row:
     Raises:
         ValueError: no reason, no such dump, one that was trained on for good, or that is being worked on.
     """
-    found = _open(connection, text, reason)
+    found = _named(connection, text, reason)
+    _refuse_used(connection, found)
     busy = select(work.c.stage, work.c.owner).where(
         work.c.dump_id == found.dump_id, work.c.state == "running", work.c.expires_at >= now(connection)
     )
@@ -78,25 +85,27 @@ def resolutions(connection: Connection, last: int | None = None) -> list[Row]:
     return list(connection.execute(found.limit(last)).all())[::-1]
 
 
-def _waiting(connection: Connection, text: str, reason: str) -> Row:
-    found = _open(connection, text, reason)
-    if found.state not in WAITING:
-        raise ValueError(f"dump {found.admit_no} is {found.state}: it goes on by itself, with the next tick")
-    return found
+def _revived(connection: Connection, found: Row, *which: ColumnElement[bool]) -> int:
+    """Lets units of a dump be claimed anew, with all of their attempts; how many."""
+    fresh = {"state": "waiting", "attempt": 0, "owner": None, "expires_at": None, "output": None}
+    return connection.execute(work.update().where(work.c.dump_id == found.dump_id, *which).values(fresh)).rowcount
 
 
-def _open(connection: Connection, text: str, reason: str) -> Row:
+def _named(connection: Connection, text: str, reason: str) -> Row:
     if not reason.strip():
         raise ValueError("say why, with --reason, for those who read the ledger later")
     found = find_dump(connection, text)
     if found.source_id is None:
         raise ValueError(f"dump {found.admit_no} was curated by hand: no cycle works on it")
+    return found
+
+
+def _refuse_used(connection: Connection, found: Row) -> None:
     if found.state == "promoted" or in_base(connection, found.dump_id):
         raise ValueError(
             f"dump {found.admit_no} is part of the plateau that later dumps go on from: `feral rollback` takes back a "
             "name, `feral block` pictures"
         )
-    return found
 
 
 def in_base(connection: Connection, dump_id: str) -> bool:
@@ -111,6 +120,11 @@ HARMLESS = "held, harmless"  # output of a promotion that moves the base alone
 def _note(connection: Connection, action: str, found: Row, actor: str, reason: str) -> None:
     connection.execute(
         resolution.insert().values(
-            at=now(connection), dump_id=found.dump_id, action=action, before=found.state, actor=actor, reason=reason
+            at=now(connection),
+            dump_id=found.dump_id,
+            action=action,
+            before=found.state,
+            actor=actor,
+            reason=without_secrets(reason),
         )
     )

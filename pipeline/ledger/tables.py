@@ -25,7 +25,8 @@ from sqlalchemy import (
 
 # Of a dump. Every change is a compare-and-set on the old state: see `dumps.move`.
 ENDED = ("quarantined", "drifted", "skipped")  # early, with a reason
-DUMP_STATES = ("sealed", "verified", "curated", "trained", "evaluated", "promoted", "held", *ENDED)
+JUDGED = ("promoted", "held")  # what fails from then on takes nothing back
+DUMP_STATES = ("sealed", "verified", "curated", "trained", "evaluated", *JUDGED, *ENDED)
 WORK_STATES = ("waiting", "ready", "running", "done", "failed")
 ACTIONS = ("promoted", "forced", "held", "rolled back")  # of an event
 ROLES = ("new", "replay")  # of a selection in a run

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, and_, or_, select
 
 from pipeline.ledger.database import now
-from pipeline.ledger.tables import dump, work
+from pipeline.ledger.tables import JUDGED, dump, work
 from pipeline.redaction import without_secrets
 
 LEASE_SECONDS, HEARTBEAT_SECONDS = 300.0, 60.0
 MAX_ATTEMPTS = 3
+SUPERSEDED = "superseded"  # output of a unit whose configuration is not asked for
 
 
 class LeaseLost(Exception):
@@ -49,8 +50,11 @@ def add_work(connection: Connection, dump_id: str, stage: str, config_digest: st
 
 
 def make_ready(connection: Connection, work_id: str) -> None:
-    """Lets a waiting unit be claimed; one that is further stays what it is."""
-    connection.execute(work.update().where(work.c.work_id == work_id, work.c.state == "waiting").values(state="ready"))
+    """Lets a unit be claimed that waits, or that was superseded by a configuration which is not asked for any more; one
+    that is further stays what it is."""
+    superseded = (work.c.state == "failed") & (work.c.output == SUPERSEDED)
+    here = (work.c.work_id == work_id) & or_(work.c.state == "waiting", superseded)
+    connection.execute(work.update().where(here).values(state="ready", output=None))
 
 
 def claim(
@@ -61,7 +65,7 @@ def claim(
     max_attempts: int = MAX_ATTEMPTS,
 ) -> Lease | None:
     """Takes a unit, until the lease runs out; None: it is done, not ready, somebody else is at it, or its attempts are
-    used up: then it fails now, and its dump is quarantined."""
+    used up: then it fails now, as by `give_up`."""
     time = now(connection)
     unit = connection.execute(select(work).where(work.c.work_id == work_id, _free(time))).one_or_none()
     if unit is None:
@@ -103,7 +107,8 @@ def publish(connection: Connection, lease: Lease, output: str) -> None:
 
 
 def give_up(connection: Connection, lease: Lease, why: str, max_attempts: int = MAX_ATTEMPTS) -> None:
-    """An attempt failed: the unit is ready for the next, or has failed with it, and its dump is quarantined.
+    """An attempt failed: the unit is ready for the next, or has failed with it, and its dump is quarantined. One that
+    was judged already stays what it is: the unit alone has failed.
 
     Raises:
         LeaseLost: another took over.
@@ -113,6 +118,13 @@ def give_up(connection: Connection, lease: Lease, why: str, max_attempts: int = 
     if lease.attempt >= max_attempts:
         unit = connection.execute(select(work).where(work.c.work_id == lease.work_id)).one()
         _fail(connection, unit.work_id, unit.dump_id, f"{unit.stage} failed {unit.attempt} times; last: {why}")
+
+
+def failure(connection: Connection, dump_id: str, stage: str, config_digest: str) -> str | None:
+    """Why a unit failed for good, and waits for a person; None: it did not, or there is none."""
+    unit = (work.c.dump_id == dump_id) & (work.c.stage == stage) & (work.c.config_digest == config_digest)
+    failed = unit & (work.c.state == "failed") & (work.c.output != SUPERSEDED)
+    return connection.execute(select(work.c.output).where(failed)).scalar()
 
 
 def let_go(connection: Connection, lease: Lease) -> None:
@@ -140,7 +152,7 @@ def supersede(connection: Connection, work_id: str) -> None:
         & or_(work.c.state == "waiting", _free(now(connection)))
     )
     connection.execute(
-        work.update().where(others).values(state="failed", output="superseded", owner=None, expires_at=None)
+        work.update().where(others).values(state="failed", output=SUPERSEDED, owner=None, expires_at=None)
     )
 
 
@@ -158,4 +170,5 @@ def _fail(connection: Connection, work_id: str, dump_id: str, why: str) -> None:
     connection.execute(
         work.update().where(work.c.work_id == work_id).values(state="failed", output=why, owner=None, expires_at=None)
     )
-    connection.execute(dump.update().where(dump.c.dump_id == dump_id).values(state="quarantined", reason=why))
+    unjudged = (dump.c.dump_id == dump_id) & dump.c.state.not_in(JUDGED)
+    connection.execute(dump.update().where(unjudged).values(state="quarantined", reason=why))

@@ -5,7 +5,8 @@ from sqlalchemy import select
 
 from pipeline.cycle.config import Source
 from pipeline.cycle.contents import read_contents
-from pipeline.cycle.deliveries import child_of, look, still_sealed
+from pipeline.cycle.deliveries import look
+from pipeline.cycle.delivery import child_of, still_sealed
 from pipeline.ledger.database import Ledger
 from pipeline.ledger.tables import dump
 from tests.pipeline.ingest.test_s3 import bucket, endpoint

@@ -1,6 +1,7 @@
 """A day of ticks, undisturbed and killed at every boundary of every stage, ends in the same ledger and champion (P2,
 P15); two ticks at once do each stage once; whoever was overtaken publishes nothing (P17)."""
 
+import errno
 import os
 import shutil
 import signal
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from pipeline.cycle.engine import run_pass
 from pipeline.cycle.job import EXIT, Ended, Job
-from pipeline.ledger.database import Ledger
+from pipeline.ledger.database import Ledger, Unusable
 from pipeline.ledger.promotion import events, names
+from pipeline.ledger.resolutions import retry
 from pipeline.ledger.tables import dump, work
 from tests.pipeline.cycle import day
 from tests.pipeline.cycle.day import KILLED, cycle_of, deadly, deliver, ended, killed_once, one_pass, stages, start
@@ -186,6 +189,34 @@ def test_a_stage_that_fails_so_often_quarantines_its_dump_and_others_go_on(tmp_p
         )
 
 
+@pytest.mark.parametrize("dies", [True, False], ids=["without a word", "with a reason"])
+def test_a_report_that_fails_takes_no_promotion_back_and_a_person_may_have_it_tried_again(tmp_path, dies):
+    deliver(tmp_path / "incoming" / "a", "a1")
+    ledger, cycle = str(tmp_path / "ledger.db"), cycle_of(tmp_path, attempts=2)
+
+    def fails(job: Job, digest: str) -> Ended:
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("no font")
+
+    table, why = stages(report=fails), "report ended 2 times without a word" if dies else "last: no font"
+    for _ in range(2):
+        assert ended(start(cycle, ledger, table)) == (KILLED if dies else EXIT["error"])
+    if dies:  # the next tick finds out
+        found = one_pass(cycle, ledger, table)
+        assert (found.status, [step.kind for step in found.steps]) == ("error", ["failed"])
+    assert states(ledger) == ["promoted"]
+    for _ in range(2):
+        found = one_pass(cycle, ledger, stages())
+        assert (found.status, [step.kind for step in found.steps]) == ("nothing", ["waits"])
+        assert why in found.steps[0].said
+        assert "it stays promoted; `feral ledger retry 1 --reason …` tries this again" in found.steps[0].said
+    with Ledger.open(ledger).writing() as connection:
+        assert retry(connection, "1", actor="me", reason="fonts came")[1] == "promoted"
+    found = one_pass(cycle, ledger, stages())
+    assert [(step.kind, step.stage) for step in found.steps] == [("done", "report")]
+
+
 def test_two_cycles_in_one_ledger_do_not_wait_for_each_other(tmp_path):
     ledger, others = str(tmp_path / "ledger.db"), tmp_path / "other"
     deliver(tmp_path / "incoming" / "a", "a1")
@@ -223,6 +254,66 @@ def test_what_is_wrong_with_the_configuration_costs_no_dump_an_attempt(tmp_path)
         assert EXIT[one_pass(cycle_of(tmp_path, attempts=2), ledger, table).status] == 1
     assert states(ledger) == ["curated"]
     assert one_pass(cycle_of(tmp_path), ledger, stages()).status == "done"
+
+
+def test_a_cluster_that_does_not_answer_is_told_once_and_costs_no_dump_an_attempt(tmp_path):
+    for name in "ab":
+        deliver(tmp_path / "incoming" / name, f"{name}1")
+    ledger, asked = Ledger.open(str(tmp_path / "ledger.db"), create=True), []
+
+    def away():
+        asked.append("Ray")
+        raise ValueError("no Ray cluster answers")
+
+    for _ in range(2):
+        found = run_pass(cycle_of(tmp_path, attempts=1), ledger, stages(), around=away)
+        assert (found.status, found.errors) == ("error", ["no Ray cluster answers"])
+        assert [(step.kind, step.admit_no) for step in found.steps] == [("waits", 2)]
+    assert len(asked) == 2
+    assert states(ledger.shown) == ["verified", "verified"]
+    with ledger.reading() as connection:
+        assert connection.execute(select(work)).all() == []
+
+
+def test_for_what_another_tick_is_at_no_cluster_is_asked(tmp_path):
+    deliver(tmp_path / "incoming" / "a", "a1")
+    ledger = Ledger.open(str(tmp_path / "ledger.db"), create=True)
+
+    def away(job: Job, digest: str) -> Ended:
+        raise ConnectionError("away")
+
+    run_pass(cycle_of(tmp_path), ledger, stages(curate=away))
+    with ledger.writing() as connection:
+        connection.execute(work.update().values(state="running", owner="host 1", expires_at=2e10))
+    found = run_pass(cycle_of(tmp_path), ledger, stages(), around=lambda: pytest.fail("asked"))
+    assert [(step.kind, step.said) for step in found.steps] == [("busy", "host 1 is at it")]
+    assert found.errors == []
+
+
+def outages() -> list[Exception]:
+    behind, full = ValueError("the storage does not answer"), OSError(errno.ENOSPC, "No space left on device")
+    behind.__cause__ = ConnectionError("timed out")
+    return [ConnectionError("reset"), behind, full, RuntimeError(f"OSError: {full}"), Unusable("locked for too long")]
+
+
+@pytest.mark.parametrize("error", outages(), ids=lambda error: f"{type(error).__name__} {error}")
+def test_storage_that_is_away_or_full_costs_no_dump_an_attempt(tmp_path, error):
+    deliver(tmp_path / "incoming" / "a", "a1")
+    ledger, cycle = str(tmp_path / "ledger.db"), cycle_of(tmp_path, attempts=1)
+
+    def fails(job: Job, digest: str) -> Ended:
+        raise error
+
+    if isinstance(error, Unusable):
+        with pytest.raises(Unusable):
+            one_pass(cycle, ledger, stages(curate=fails))
+    else:
+        found = one_pass(cycle, ledger, stages(curate=fails))
+        assert (found.status, found.steps[0].kind) == ("error", "failed")
+        assert f"{error} (no fault of the dump: the next tick tries again)" in found.steps[0].said
+    assert states(ledger) == ["verified"]
+    with Ledger.open(ledger).reading() as connection:
+        assert [tuple(row) for row in connection.execute(select(work.c.state, work.c.attempt))] == [("ready", 0)]
 
 
 def test_with_another_configuration_only_what_is_not_done_is_done_anew(tmp_path):

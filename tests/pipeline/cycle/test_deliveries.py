@@ -1,5 +1,6 @@
 """What is sealed, what waits, and what drifted (P18): an incomplete one is never read, a changed one not trained."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from pipeline.cycle import deliveries
 from pipeline.cycle.config import Source
 from pipeline.cycle.contents import read_contents
-from pipeline.cycle.deliveries import Finding, look, still_sealed
-from pipeline.ledger.database import Ledger
+from pipeline.cycle.deliveries import Finding, look
+from pipeline.cycle.delivery import still_sealed
+from pipeline.ingest import places
+from pipeline.ledger.database import Ledger, Unusable
 from pipeline.ledger.dumps import gaps, move
 from pipeline.ledger.overview import overview
 from pipeline.ledger.tables import dump
@@ -194,6 +198,52 @@ def test_a_file_that_is_added_while_another_changes_counts_too(tmp_path, find, l
     assert [one.state for one in dumps(ledger)] == ["drifted", "verified"]
 
 
+def test_what_cannot_be_read_belongs_to_the_dump_and_is_told(tmp_path, find, ledger):
+    """Curation counts it as refused: nothing of a delivery is lost silently."""
+    folder = delivered(tmp_path / "incoming" / "a", "1.png", "_SUCCESS")
+    (folder / "link.png").symlink_to("/etc/passwd")
+    (one,) = find()
+    assert "2 file(s)" in one.said
+    assert "1 of them cannot be read, as link.png: a symbolic link, which is never followed" in one.said
+    contents = read_contents(tmp_path / "production", dumps(ledger)[0].dump_id)
+    assert {*contents.files} == {"1.png", "link.png"}
+    source = WEB.model_copy(update={"root": str(tmp_path / "incoming")})
+    assert still_sealed(source, contents) is None
+    assert find() == []
+    (folder / "link.png").unlink()
+    delivered(folder, "link.png")
+    assert still_sealed(source, contents) == "1 file(s) changed: link.png"
+    assert kinds(find()) == ["drifted"]
+
+
+@pytest.mark.parametrize("hidden", ["", "sub/"])
+def test_a_delivery_with_a_folder_that_cannot_be_listed_waits(tmp_path, find, ledger, monkeypatch, hidden):
+    listed = places._scanned
+    folder = delivered(tmp_path / "incoming" / "a", "1.png", "sub/2.png", "_SUCCESS")
+
+    def refused(root, prefix):
+        if (root, prefix) == (str(folder), hidden):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listed(root, prefix)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "_scanned", refused)
+        (one,) = find(seal="quiet")
+        assert (one.kind, one.said) == (
+            "waiting", f"{hidden or 'it'} is a folder that cannot be listed: Permission denied",
+        )  # fmt: skip
+    assert kinds(find()) == ["sealed"]
+    (row,) = dumps(ledger)
+    assert row.files == 2
+    contents = read_contents(tmp_path / "production", row.dump_id)
+    delivered(folder, "late.png")  # it is looked at again
+    monkeypatch.setattr(places, "_scanned", refused)
+    assert kinds(find()) == ["waiting"]
+    assert dumps(ledger)[0].state == "verified"
+    with pytest.raises(ConnectionError, match="cannot be listed"):
+        still_sealed(WEB.model_copy(update={"root": str(tmp_path / "incoming")}), contents)
+
+
 def test_gaps_in_the_numbers_are_told(tmp_path, find, ledger):
     for number in (3, 4, 7):
         delivered(tmp_path / "incoming" / f"batch-{number}", f"{number}.png", "_SUCCESS")
@@ -204,9 +254,39 @@ def test_gaps_in_the_numbers_are_told(tmp_path, find, ledger):
         found = overview(connection)
     assert [(gap.source_id, gap.last, gap.missing) for gap in found["gaps"]] == [("web", 7, [5, 6])]
     assert [row.uri.rpartition("/")[2] for row in found["deliveries"]] == ["batch-8"]
+
+
+def test_a_number_that_is_taken_is_told_without_reading_what_has_it(tmp_path, find, ledger, monkeypatch):
+    numbered = {"number": r"batch-(\d+)"}
+    delivered(tmp_path / "incoming" / "batch-3", "1.png", "_SUCCESS")
+    find(**numbered)
+    delivered(tmp_path / "incoming" / "copy of batch-3", "1.png", "_SUCCESS")
+    assert kinds(find(**numbered)) == ["known"]  # which is found out by reading it
     delivered(tmp_path / "incoming" / "old-batch-3", "other.png", "_SUCCESS")
-    (_, taken) = sorted(find(number=r"batch-(\d+)"), key=lambda one: one.name)
-    assert "number 3 of source web is dump" in taken.said
+    monkeypatch.setattr(deliveries, "read_files", not_called)
+    for _ in range(2):
+        (taken,) = find(**numbered)
+        assert "not read: number 3 of source web is dump" in taken.said
+    assert len(list((tmp_path / "production" / "dumps").iterdir())) == len(dumps(ledger)) == 1
+
+
+def test_what_drifted_is_not_read_again_until_a_person_decides(tmp_path, find, ledger, monkeypatch):
+    folder = delivered(tmp_path / "incoming" / "a", "1.png", "_SUCCESS")
+    find()
+    (folder / "1.png").write_text("y 1.png")
+    assert kinds(find()) == ["drifted"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.cycle.contents.file_digest", not_called)
+        assert find() == []
+    with ledger.writing() as connection:
+        move(connection, dumps(ledger)[0].dump_id, "drifted", "verified")
+    assert kinds(find()) == ["drifted"]
+    delivered(folder, "2.png")
+    assert kinds(find()) == ["late"]
+
+
+def not_called(*arguments):
+    raise AssertionError("read")
 
 
 def test_an_empty_delivery_is_a_dump_without_files(tmp_path, find, ledger):
@@ -224,6 +304,29 @@ def test_just_before_and_after_it_is_read_a_dump_is_compared_once_more(tmp_path,
     assert still_sealed(source, contents) is None
     (folder / "1.png").write_text("changed")
     assert still_sealed(source, contents) == "1 file(s) changed: 1.png"
+    folder.rename(tmp_path / "away")
+    with pytest.raises(ConnectionError, match="no source at"):  # no fault of the dump
+        still_sealed(source, contents)
+
+
+def test_a_source_that_cannot_be_listed_is_said_to_be_so_and_a_ledger_that_fails_is_no_fault_of_a_delivery(
+    tmp_path, find, monkeypatch
+):
+    delivered(tmp_path / "incoming" / "a", "1.png", "_SUCCESS")
+
+    def fails(error):
+        def raising(*arguments):
+            raise error
+
+        return raising
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "_scanned", fails(PermissionError(errno.EACCES, "Permission denied")))
+        with pytest.raises(ValueError, match="incoming cannot be listed: Permission denied"):
+            find()
+    monkeypatch.setattr(deliveries, "_look_at", fails(Unusable("locked for too long")))
+    with pytest.raises(Unusable):
+        find()
 
 
 def test_a_source_that_is_not_there_is_said_to_be_so(tmp_path, ledger):

@@ -6,6 +6,7 @@ from sqlalchemy import select
 from pipeline.ledger.database import Ledger
 from pipeline.ledger.resolutions import HARMLESS, find_dump, resolutions, retry, skip
 from pipeline.ledger.tables import dump, work
+from pipeline.ledger.work import SUPERSEDED, add_work
 from tests.pipeline.cycle import day
 from tests.pipeline.cycle.day import cycle_of, deliver, one_pass, stages
 
@@ -53,6 +54,13 @@ def test_a_retried_dump_waits_for_what_is_under_way_and_goes_on_from_that(waitin
     decide(waiting, skip, "2")
 
 
+def test_a_curation_under_another_configuration_does_not_hide_the_one_that_is_done(waiting):
+    with waiting.writing() as connection:
+        other = add_work(connection, find_dump(connection, "2").dump_id, "curate", "of a file that was edited back")
+        connection.execute(work.update().where(work.c.work_id == other).values(state="failed", output=SUPERSEDED))
+    assert decide(waiting, retry, "2")[1] == "curated"
+
+
 def approving(job, digest):
     return day.Ended("by a person", state="promoted", reason="by a person")
 
@@ -77,6 +85,13 @@ def test_a_skipped_dump_is_left_out_and_its_samples_are_new_again(waiting, tmp_p
         "skipped", "held", "me", "one advertisement", 2,
     )  # fmt: skip
     assert (row.state, row.reason) == ("skipped", "one advertisement")
+
+
+def test_a_reason_is_kept_without_its_secrets(waiting):
+    decide(waiting, skip, "2", "from s3://me:hunter2@bucket")
+    decide(waiting, retry, "2", "token=hunter2")
+    with waiting.reading() as connection:
+        assert [one.reason for one in resolutions(connection)] == ["from s3://me:***@bucket", "token=***"]
 
 
 @pytest.mark.parametrize(

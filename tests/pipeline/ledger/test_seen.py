@@ -158,6 +158,17 @@ def test_a_recorded_mixture_tells_who_saw_a_sample_of_each_of_its_stores(ledger,
                 assert [row.digest for row in found.tainted] == ([digest] if wanted else [])
 
 
+def test_a_mixture_that_was_recorded_on_its_way_is_brought_up_to_date(ledger, mixed):
+    """As a run that was held before its end, and promoted after it."""
+    run, digest = mixed
+    with (run.path / METRICS).open("a") as file:
+        file.write(json.dumps({"step": 3, "attempt": 1, "stores": [2, 6, 24]}) + "\n")
+    assert record(ledger, run) == digest
+    with ledger.reading() as connection:
+        read = [(one.role, one.consumed) for one in fed(connection, digest)[0].inputs]
+    assert read == [("replay", 4), ("replay", 20), ("new", 72)]
+
+
 def test_only_where_a_store_of_the_same_order_is_gone_all_that_is_listed_counts_as_seen(ledger, own, mixed):
     """What is new has an order of its own; the two older ones share theirs."""
     run, digest = mixed

@@ -16,7 +16,18 @@ from pipeline.ledger.database import Ledger
 from pipeline.ledger.dumps import Moved, discover, gaps, move, seal, unsealed
 from pipeline.ledger.tables import dump
 from pipeline.ledger.tables import work as work_table
-from pipeline.ledger.work import Lease, LeaseLost, add_work, claim, give_up, heartbeat, make_ready, publish
+from pipeline.ledger.work import (
+    SUPERSEDED,
+    Lease,
+    LeaseLost,
+    add_work,
+    claim,
+    give_up,
+    heartbeat,
+    make_ready,
+    publish,
+    supersede,
+)
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -121,6 +132,19 @@ def test_a_waiting_unit_is_not_claimed_before_it_is_made_ready(ledger):
         assert claim(connection, one, "me") is None
         make_ready(connection, one)
         assert claim(connection, one, "me") is not None
+
+
+def test_a_configuration_that_comes_back_is_asked_for_again(ledger):
+    """As when somebody edits a setting, and edits it back; or a name is rolled back."""
+    one = unit(ledger, sealed(ledger, "a"))
+    other = unit(ledger, "dump-a", digest="c2")
+    for now, then in ((other, one), (one, other)):
+        with ledger.writing() as connection:
+            supersede(connection, now)
+            make_ready(connection, now)
+        assert (state(ledger, now).state, state(ledger, now).output) == ("ready", None)
+        assert (state(ledger, then).state, state(ledger, then).output) == ("failed", SUPERSEDED)
+    assert take(ledger, one) is not None
 
 
 def test_whoever_was_overtaken_can_do_nothing_more(ledger):
