@@ -1,0 +1,101 @@
+"""Units that kill their workers, and commands and tasks that would write into the same store. No Ray."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline import curate as module
+from pipeline.ingest.config import CurateConfig
+from pipeline.ingest.sources import Unit
+from pipeline.ingest.store import Store
+from pipeline.ingest.task import leave_quarantined, report_file, report_of
+from pipeline.lock import locked
+from pipeline.select.policy import Policy
+
+Write = Callable[..., Path]
+Make = Callable[..., bytes]
+
+
+@pytest.fixture(autouse=True)
+def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_run_units", run_here)
+    monkeypatch.setattr(module, "connected", lambda address: contextlib.nullcontext())
+
+
+def run_here(units: list[Unit], task: Any, watch: Any) -> None:
+    for unit in units:
+        for progress in task(pa.table({"unit": [unit.model_dump_json()]})):
+            watch.take(progress)
+
+
+@pytest.fixture
+def source(tmp_path: Path, write: Write, picture: Make) -> Path:
+    """Eight pictures; three units of `sealed`."""
+    return write(tmp_path / "source", {f"{number}.jpg": picture(number) for number in range(8)})
+
+
+def sealed(source: Path, **settings: int) -> Store:
+    config = CurateConfig(**{"samples_per_shard": 3, **settings})  # type: ignore[arg-type]
+    module.curate(source, source.parent / "store", config, policy=Policy(near_distance=None))
+    return Store(source.parent / "store")
+
+
+def test_one_command_at_a_time_writes_a_store(source: Path) -> None:
+    store = source.parent / "store"
+    with locked(store, "the store"), pytest.raises(ValueError, match="another command works on the store"):
+        sealed(source)
+    assert not store.exists()
+    sealed(source)
+
+
+def test_what_a_task_of_another_plan_says_late_is_not_taken_for_this_one(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command with other settings was killed; a task of it lived on until after this one began."""
+    store, runs = source.parent / "store", module._run_units
+
+    def with_a_straggler(units: list[Unit], task: Any, watch: Any) -> None:
+        leave_quarantined(store, "another plan", units[0], "of other settings")
+        runs(watch.pending, task, watch)
+
+    monkeypatch.setattr(module, "_run_units", with_a_straggler)
+    assert sealed(source).manifest.kept == 8
+
+
+def test_a_report_of_a_version_that_named_no_plan_is_of_no_plan(tmp_path: Path) -> None:
+    unit = Unit(kind="tar", path="a.tar")
+    (tmp_path / "units").mkdir()
+    leave_quarantined(tmp_path, "this plan", unit, "why")
+    report = report_of(tmp_path, "this plan", 0)
+    assert report is not None
+    report_file(tmp_path, 0).write_text(report.model_dump_json(exclude={"plan"}))
+    assert report_of(tmp_path, "this plan", 0) is None
+
+
+def test_a_unit_that_kills_its_workers_costs_itself_and_is_reported(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crashes = 0
+
+    def crashing(units: list[Unit], task: Any, watch: Any) -> Exception | None:
+        nonlocal crashes
+        bad = next((unit for unit in units if unit.number == 1), None)
+        run_here([unit for unit in units if unit is not bad], task, watch)
+        if bad is None:
+            return None
+        crashes += 1
+        (source.parent / "store/units/00001.attempts").write_bytes(b"..." if crashes == 2 else b".")
+        return RuntimeError("SIGSEGV") if crashes < 5 else None
+
+    monkeypatch.setattr(module, "_run_units", crashing)
+    monkeypatch.setattr(module, "MAX_IDLE", 2)
+    store = sealed(source)
+    assert crashes == 2
+    [damage] = store.manifest.damaged
+    assert (damage.reason, damage.lost) == ("quarantined", 3)
+    assert store.manifest.lost == 3 == (store.manifest.declared or 0) - store.manifest.seen
+    assert "RuntimeError" in damage.why
