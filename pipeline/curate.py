@@ -207,13 +207,13 @@ def _read_and_decode(
     task = partial(curate_unit, plan=digest, root=plan.root, store=store, config=config, class_names=plan.class_names,
                    blocked=inputs.block_list)  # fmt: skip
     watch = _Watch(store, plan, digest, tell)
-    for unit in plan.units:
-        attempts_file(store, unit.number).unlink(missing_ok=True)
     if not watch.pending:
         return watch.progress
     with connected(address):
         idle = 0  # failures in a row that neither finished a unit nor showed which one is to blame
         while pending := watch.pending:
+            for unit in pending:  # counted within one execution: a unit may die beside several killers
+                attempts_file(store, unit.number).unlink(missing_ok=True)
             error = _run_units(pending, task, watch)
             if error is None:
                 break

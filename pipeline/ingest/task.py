@@ -77,7 +77,7 @@ def report_of(store: Path, plan: str, unit: int) -> UnitReport | None:
 
 
 def attempts_file(store: Path, unit: int) -> Path:
-    """One byte an attempt at the unit: what tells a unit that kills its workers from one that died beside it."""
+    """One byte an attempt at the unit in this execution: what tells a unit that kills its workers from one that died beside it."""
     return store / UNITS / f"{unit:05d}.attempts"
 
 

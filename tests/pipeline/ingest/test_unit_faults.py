@@ -79,23 +79,40 @@ def test_a_report_of_a_version_that_named_no_plan_is_of_no_plan(tmp_path: Path) 
 def test_a_unit_that_kills_its_workers_costs_itself_and_is_reported(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crashes = 0
+    starts = iter([1, 3])  # of the unit, in each execution; after fewer, something else has failed
 
     def crashing(units: list[Unit], task: Any, watch: Any) -> Exception | None:
-        nonlocal crashes
         bad = next((unit for unit in units if unit.number == 1), None)
         run_here([unit for unit in units if unit is not bad], task, watch)
-        if bad is None:
-            return None
-        crashes += 1
-        (source.parent / "store/units/00001.attempts").write_bytes(b"..." if crashes == 2 else b".")
-        return RuntimeError("SIGSEGV") if crashes < 5 else None
+        return die(source, {1: next(starts)}) if bad else None
 
     monkeypatch.setattr(module, "_run_units", crashing)
-    monkeypatch.setattr(module, "MAX_IDLE", 2)
     store = sealed(source)
-    assert crashes == 2
+    assert list(starts) == []
     [damage] = store.manifest.damaged
     assert (damage.reason, damage.lost) == ("quarantined", 3)
     assert store.manifest.lost == 3 == (store.manifest.declared or 0) - store.manifest.seen
     assert "RuntimeError" in damage.why
+
+
+def test_a_unit_that_others_take_down_with_them_is_no_killer(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killers = [5, 4, 3]
+
+    def crashing(units: list[Unit], task: Any, watch: Any) -> Exception | None:
+        """Unit 0 takes long: each killer's end ends it, too."""
+        if killers:
+            return die(source, {killers.pop(): 3, 0: 1})
+        run_here(units, task, watch)
+        return None
+
+    monkeypatch.setattr(module, "_run_units", crashing)
+    damaged = sealed(source, samples_per_shard=1).manifest.damaged
+    assert [damage.shard for damage in damaged] == ["3.jpg", "4.jpg", "5.jpg"]
+
+
+def die(source: Path, starts: dict[int, int]) -> Exception:
+    """What an execution leaves, and gives, in which units were started so often."""
+    for unit, count in starts.items():
+        with (source.parent / f"store/units/{unit:05d}.attempts").open("ab") as file:
+            file.write(b"." * count)
+    return RuntimeError("SIGSEGV")
