@@ -25,7 +25,7 @@ from pipeline.ingest.places import Place
 from pipeline.ingest.refusals import Refusal
 from pipeline.ingest.samples import Broken, Sample
 from pipeline.ingest.sources import Unit, read
-from pipeline.ingest.store import MEASURED, REFUSED_SCHEMA, Damage, SealedFile
+from pipeline.ingest.store import MEASURED, REFUSED_SCHEMA, SHARDS, Damage, SealedFile
 from pipeline.ingest.write import UNITS, ShardWriter, Sidecar, replaced
 from ssl_models.config import Config
 
@@ -77,7 +77,8 @@ def report_of(store: Path, plan: str, unit: int) -> UnitReport | None:
 
 
 def attempts_file(store: Path, unit: int) -> Path:
-    """One byte an attempt at the unit in this execution: what tells a unit that kills its workers from one that died beside it."""
+    """One byte an attempt at the unit in this execution: what tells one that kills its workers from one that died
+    beside it."""
     return store / UNITS / f"{unit:05d}.attempts"
 
 
@@ -124,6 +125,8 @@ def _curated(
 
 def leave_quarantined(store: Path, plan: str, unit: Unit, why: str) -> None:
     """Ends a unit that cannot be run: nothing of it is let in, and the report says so."""
+    for shard in (store / SHARDS).glob(f"{unit.number:05d}*.tar"):  # finished before it died
+        shard.unlink()
     base = store / UNITS / f"{unit.number:05d}"
     with Sidecar(base.with_suffix(".parquet"), ADMITTED) as kept:
         kept.close()

@@ -13,6 +13,7 @@ from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.sources import Unit
 from pipeline.ingest.store import Store
 from pipeline.ingest.task import leave_quarantined, report_file, report_of
+from pipeline.ingest.write import ShardWriter
 from pipeline.lock import locked
 from pipeline.select.policy import Policy
 
@@ -108,6 +109,23 @@ def test_a_unit_that_others_take_down_with_them_is_no_killer(source: Path, monke
     monkeypatch.setattr(module, "_run_units", crashing)
     damaged = sealed(source, samples_per_shard=1).manifest.damaged
     assert [damage.shard for damage in damaged] == ["3.jpg", "4.jpg", "5.jpg"]
+
+
+def test_whoever_reads_all_shards_gets_nothing_of_a_unit_that_was_quarantined(
+    source: Path, monkeypatch: pytest.MonkeyPatch, picture: Make
+) -> None:
+    def crashing(units: list[Unit], task: Any, watch: Any) -> Exception | None:
+        run_here(units[:-1], task, watch)
+        with ShardWriter(source.parent / "store", units[-1].number, 1) as writer:
+            for position in range(3):
+                writer.add(position, picture(position), [], {})
+        return die(source, {units[-1].number: 3})
+
+    monkeypatch.setattr(module, "_run_units", crashing)
+    store = sealed(source)
+    assert [damage.shard for damage in store.manifest.damaged] == ["6.jpg … 7.jpg"]
+    names = sorted(path.name for path in (store.path / "shards").iterdir())
+    assert names == [shard.name for shard in store.manifest.shards] == ["00000.tar", "00001.tar"]
 
 
 def die(source: Path, starts: dict[int, int]) -> Exception:
