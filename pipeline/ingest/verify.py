@@ -89,7 +89,7 @@ def quarantine(store: Store, damaged: list[Damaged]) -> None:
     known = {sample.number: sample for sample in (*damaged, *quarantined(store))}  # what was said first stays
     with replaced(store.path / QUARANTINE) as file:
         file.write("".join(f"{known[number].model_dump_json()}\n" for number in sorted(known)).encode())
-    block(store.path, BlockList(frozenset(sample.id for sample in damaged)))
+    block(store.path, BlockList(frozenset(sample.id for sample in damaged)), damaged=True)
 
 
 def quarantined(store: Store) -> list[Damaged]:
