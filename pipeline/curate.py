@@ -119,7 +119,10 @@ def curate(
         )  # fmt: skip
         _check_apart(source, store)
     if len(plan.units) > MAX_UNITS:
-        raise ValueError(f"{source} makes {len(plan.units)} shards, over {MAX_UNITS}: raise --samples-per-shard")
+        raise ValueError(
+            f"{source} makes {len(plan.units)} shards, over {MAX_UNITS}: raise samples_per_shard="
+            f"{config.samples_per_shard}, or curate it in parts"
+        )
     settings = {**config.model_dump(), "decoder": DECODER}
     if (store / MANIFEST).exists() and not overwrite:
         manifest = _same(read_manifest(store), store, plan, config, policy, inputs)
