@@ -1,9 +1,9 @@
 """A checkpoint and what it restores; which of a run's checkpoints to take."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 from pipeline.train.checkpoints.commit import OBJECTIVE, OPTIMIZERS, Commit, Damaged, read_commit, step_directories
 from pipeline.train.loop import TrainState
 
-_say = partial(print, flush=True)
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # standard output may be one JSON object
 
 
 @dataclass(frozen=True)
