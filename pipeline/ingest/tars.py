@@ -194,7 +194,7 @@ def _sample(group: _Group, name: str, split: Split | None, addressed: str | None
     labels = [notes.get(key) for key in ("label", "class", "cls")]
     if "cls" in group.texts:
         labels.insert(0, group.texts["cls"].decode("utf-8", "replace"))
-    label = next((text for value in labels if (text := named(value)) is not None), None)
+    label = next((found for value in labels if (found := named(value))), None)
     content = _content(group)
     return Sample(
         f"{name}#{group.key}",
