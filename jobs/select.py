@@ -32,7 +32,9 @@ def select(
         str | None, typer.Option(help='balance captions over the concepts of this file, or "auto": their own words')
     ] = None,
     concept_target: Annotated[int | None, typer.Option(help="samples to keep with --concepts, about")] = None,
-    concept_min_count: Annotated[int, typer.Option(min=1, help='captions that make a word a concept of "auto"')] = 20,
+    concept_min_count: Annotated[
+        int | None, typer.Option(min=1, help='captions that make a word a concept of "auto"; default: 20')
+    ] = None,
     concept_cap: Annotated[float | None, typer.Option(help="… or samples from which on a concept is cut")] = None,
     address: Address = None,
 ) -> None:
@@ -53,10 +55,20 @@ def select(
     chosen, rest = policy_of(policy or ("none" if based_on else "clean"), settings or [])
     if rest:
         raise ValueError(f"{', '.join(rest)}: no threshold of a policy; `feral policies` lists all")
+    for option, value, needed, is_there in (
+        ("--concept-target", concept_target, "--concepts", concepts),
+        ("--concept-cap", concept_cap, "--concepts", concepts),
+        ("--concept-min-count", concept_min_count, "--concepts auto", concepts == "auto"),
+        ("--clusters", clusters, "--balance", balance),
+        ("--encoder", encoder, "--semantic-share, --semantic-epsilon or --balance",
+         semantic_share or semantic_epsilon or balance),
+    ):  # fmt: skip
+        if value is not None and not is_there:
+            raise ValueError(f"{option} does nothing without {needed}: add that, or leave {option} out")
     content: dict[str, object] = {"encoder": encoder}
     if concepts:
         content["concepts"] = {"path": None if concepts == "auto" else concepts, "target": concept_target,
-                               "cap": concept_cap, "min_count": concept_min_count}  # fmt: skip
+                               "cap": concept_cap, "min_count": concept_min_count or 20}  # fmt: skip
     if semantic_share is not None or semantic_epsilon is not None:
         content["semantic"] = {"share": semantic_share, "epsilon": semantic_epsilon}
     if balance is not None:

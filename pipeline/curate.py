@@ -43,8 +43,9 @@ from pipeline.ingest.store import (
     Store,
     read_manifest,
 )
-from pipeline.ingest.task import UnitReport, attempts_file, curate_unit, leave_quarantined, report_file
+from pipeline.ingest.task import attempts_file, curate_unit, leave_quarantined, report_of
 from pipeline.ingest.write import begin, seal
+from pipeline.lock import locked
 from pipeline.placement import data_nodes, selected
 from pipeline.report.data_card import write_data_card
 from pipeline.select.policy import PRESETS, Inputs, Policy
@@ -106,7 +107,7 @@ def curate(
     Raises:
         NoSamples: nothing in the source could be a sample.
         NothingKept: nothing in it can be kept.
-        ValueError: no source, or `store` holds something else.
+        ValueError: no source, `store` holds something else, or another command curates into it.
     """
     refuse_unsafe_settings()
     tell, inputs = on_progress or (lambda progress: None), inputs or Inputs()
@@ -118,7 +119,10 @@ def curate(
         )  # fmt: skip
         _check_apart(source, store)
     if len(plan.units) > MAX_UNITS:
-        raise ValueError(f"{source} makes {len(plan.units)} shards, over {MAX_UNITS}: raise --samples-per-shard")
+        raise ValueError(
+            f"{source} makes {len(plan.units)} shards, over {MAX_UNITS}: raise samples_per_shard="
+            f"{config.samples_per_shard}, or curate it in parts"
+        )
     settings = {**config.model_dump(), "decoder": DECODER}
     if (store / MANIFEST).exists() and not overwrite:
         manifest = _same(read_manifest(store), store, plan, config, policy, inputs)
@@ -126,24 +130,26 @@ def curate(
             write_data_card(Store(store), DEFAULT)
         tell(Progress(sealed_before=True))
         return manifest
-    begin(store, _digest(plan.listing, settings, inputs.block_list.digest), overwrite)
-    with stages("read and decode"):
-        progress = _read_and_decode(plan, store, config, inputs, address, tell)
-    with stages("index"):
-        tell(replace(progress, stage="indexing"))
-        indexed = build_index(store, len(plan.units), holdout=config.holdout, in_place=config.in_place)
-        if indexed.held_out_by:
-            settings["held_out_by"] = indexed.held_out_by
-    with stages("select"):
-        tell(replace(progress, stage="selecting"))
-        selection = select_new(store, policy, inputs, indexed.classes)
-    _check_not_empty(plan.root.shown, store, indexed, selection)
-    block(store, inputs.block_list)
-    manifest = _manifest(plan, indexed, selection, settings, policy, inputs, store, stages.seconds)
-    assert manifest.seen == manifest.kept + sum(manifest.refused.values()), manifest
-    assert manifest.declared is None or manifest.lost == manifest.declared - manifest.seen, manifest
-    seal(store, manifest)
-    write_data_card(Store(store), DEFAULT)
+    digest = _digest(plan.listing, settings, inputs.block_list.digest)
+    with locked(store, "the store"):
+        begin(store, digest, overwrite)
+        with stages("read and decode"):
+            progress = _read_and_decode(plan, digest, store, config, inputs, address, tell)
+        with stages("index"):
+            tell(replace(progress, stage="indexing"))
+            indexed = build_index(store, len(plan.units), holdout=config.holdout, in_place=config.in_place)
+            if indexed.held_out_by:
+                settings["held_out_by"] = indexed.held_out_by
+        with stages("select"):
+            tell(replace(progress, stage="selecting"))
+            selection = select_new(store, policy, inputs, indexed.classes)
+        _check_not_empty(plan.root.shown, store, indexed, selection)
+        block(store, inputs.block_list)
+        manifest = _manifest(plan, indexed, selection, settings, policy, inputs, store, stages.seconds)
+        assert manifest.seen == manifest.kept + sum(manifest.refused.values()), manifest
+        assert manifest.declared is None or manifest.lost == manifest.declared - manifest.seen, manifest
+        seal(store, manifest)
+        write_data_card(Store(store), DEFAULT)
     tell(replace(progress, stage="done"))
     return manifest
 
@@ -198,25 +204,25 @@ def _same(
 
 
 def _read_and_decode(
-    plan: Plan, store: Path, config: CurateConfig, inputs: Inputs, address: str | None, tell: Tell
+    plan: Plan, digest: str, store: Path, config: CurateConfig, inputs: Inputs, address: str | None, tell: Tell
 ) -> Progress:
     """Runs every unit that is not done yet. A unit that keeps killing its workers is quarantined, and costs itself."""
-    task = partial(curate_unit, root=plan.root, store=store, config=config, class_names=plan.class_names,
+    task = partial(curate_unit, plan=digest, root=plan.root, store=store, config=config, class_names=plan.class_names,
                    blocked=inputs.block_list)  # fmt: skip
-    watch = _Watch(store, plan, tell)
-    for unit in plan.units:
-        attempts_file(store, unit.number).unlink(missing_ok=True)
+    watch = _Watch(store, plan, digest, tell)
     if not watch.pending:
         return watch.progress
     with connected(address):
         idle = 0  # failures in a row that neither finished a unit nor showed which one is to blame
         while pending := watch.pending:
+            for unit in pending:  # counted within one execution: a unit may die beside several killers
+                attempts_file(store, unit.number).unlink(missing_ok=True)
             error = _run_units(pending, task, watch)
             if error is None:
                 break
             for unit in watch.pending:
                 if _attempts(store, unit) >= MAX_ATTEMPTS:
-                    leave_quarantined(store, unit, f"it killed {MAX_ATTEMPTS} workers ({type(error).__name__})")
+                    leave_quarantined(store, digest, unit, f"it killed {MAX_ATTEMPTS} workers ({type(error).__name__})")
             idle = 0 if len(watch.pending) < len(pending) else idle + 1
             if idle == MAX_IDLE:
                 raise ValueError(f"workers die of no unit in particular ({error}): run the command again") from error
@@ -232,13 +238,12 @@ def _attempts(store: Path, unit: Unit) -> int:
 class _Watch:
     """What is known of all units while they run."""
 
-    def __init__(self, store: Path, plan: Plan, tell: Tell) -> None:
-        self._store, self._plan, self._tell = store, plan, tell
+    def __init__(self, store: Path, plan: Plan, digest: str, tell: Tell) -> None:
+        self._store, self._plan, self._digest, self._tell = store, plan, digest, tell
         self._latest: dict[int, Counter[str]] = {}  # what each unit counted last
         self._total: Counter[str] = Counter()
         for unit in plan.units:
-            if (path := report_file(store, unit.number)).exists():
-                report = UnitReport.model_validate_json(path.read_bytes())
+            if report := report_of(store, digest, unit.number):
                 self._count(unit.number, report.seen, report.admitted, report.refused)
         self._resumed = len(self._latest)
         tell(self.progress)
@@ -246,7 +251,7 @@ class _Watch:
     @property
     def pending(self) -> list[Unit]:
         """The units that are not done."""
-        return [unit for unit in self._plan.units if not report_file(self._store, unit.number).exists()]
+        return [unit for unit in self._plan.units if not report_of(self._store, self._digest, unit.number)]
 
     @property
     def progress(self) -> Progress:

@@ -12,9 +12,11 @@ from typing import Any
 
 from pipeline.evaluate.protocol import Evaluation
 from pipeline.experiment import FITTED, ORIGINS, Experiment, build_experiment
+from pipeline.ingest.write import replaced
 from pipeline.redaction import without_secrets
 from pipeline.settings import settings
 from pipeline.train.checkpoints import Checkpoint, checkpoint_of, checkpoints, newest_checkpoint
+from pipeline.train.record import append_row, read_rows
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,11 @@ class Run:
         if run.experiment_file.exists():
             run._refuse_other(experiment)
         run.path.mkdir(parents=True, exist_ok=True)
-        run.experiment_file.write_text(experiment.model_dump_json(indent=1))
-        note = {"command": [*map(without_secrets, command)], "time": time.time(), **_machine()}
-        with run.commands_file.open("a") as file:
-            file.write(json.dumps(note) + "\n")
+        content = experiment.model_dump_json(indent=1).encode()
+        if not run.experiment_file.exists() or run.experiment_file.read_bytes() != content:
+            with replaced(run.experiment_file) as file:
+                file.write(content)
+        append_row(run.commands_file, {"command": [*map(without_secrets, command)], "time": time.time(), **_machine()})
         return run
 
     @classmethod
@@ -77,7 +80,18 @@ class Run:
 
     @property
     def experiment(self) -> Experiment:
-        return build_experiment(json.loads(self.experiment_file.read_text()))
+        """
+        Raises:
+            ValueError: its file is damaged, or of settings that this version refuses.
+        """
+        try:
+            content = json.loads(self.experiment_file.read_bytes())
+        except ValueError as error:  # of JSON, and of bytes that are no text
+            raise ValueError(
+                f"{self.experiment_file} is damaged ({error}): restore it, or remove it and give the command that "
+                f"began the run again, as {self.commands_file} has it: the checkpoints are taken up"
+            ) from None
+        return build_experiment(content)
 
     def start_of(self, experiment: Experiment) -> Experiment:
         """An experiment that leaves open which weights of another run it starts from, with those that this run, if it
@@ -100,8 +114,15 @@ class Run:
 
     @property
     def commands(self) -> list[dict[str, Any]]:
-        """The commands that worked on this run, oldest first, each with time, versions and machine."""
-        return [json.loads(line) for line in self.commands_file.read_text().splitlines()]
+        """The commands that worked on this run, oldest first, each with time, versions and machine.
+
+        Raises:
+            ValueError: none is on record.
+        """
+        found = read_rows(self.commands_file)
+        if not found:
+            raise ValueError(f"{self.commands_file} names no command: restore it, or resume the run, which notes one")
+        return found
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest whole one; of a run that was found by a name, the one that the name stands for.

@@ -134,7 +134,7 @@ def judge(
         health=_health(encoders, store, embedding, found, splits[1] if len(splits[1]) else splits[0]),
     )
     if len(test.numbers) == 0:
-        evaluation.skipped.append("all: the store has no test split; curate with --holdout above 0")
+        evaluation.skipped.append("all: the store has no test split; curate with holdout=0.1")
     else:
         case, confusion = Case(encoders, store, config, train, test, embedding), None
         for name, evaluator in {**ALWAYS, **{name: ON_DEMAND[name] for name in also}}.items():

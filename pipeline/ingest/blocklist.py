@@ -3,6 +3,9 @@
 A line names a picture: the sha256 of its file, or `phash:` and 16 hex digits of its perceptual hash (the column `phash`
 of a store's index), which also covers re-encoded and resized copies. `#` begins a comment. The list is honoured when a
 selection is made, and again whenever samples are read: a takedown works on stores that are sealed.
+
+The file is the operator's: what stands in it stays as it is, and lines are added. Only those that `feral verify
+--quarantine` added, which say so, go when the store is written anew: the damage that they stand for is gone then.
 """
 
 import hashlib
@@ -18,11 +21,13 @@ import pyarrow.compute as pc
 
 from pipeline.ingest.store import BLOCKLIST
 from pipeline.ingest.write import replaced
+from pipeline.lock import locked
 
 if TYPE_CHECKING:
     from pipeline.ingest.store import Store
 
 NEAR = 4  # bits in which a perceptual hash may differ from a blocked one
+_DAMAGED = "  # damaged: see quarantine.jsonl"  # ends the lines of a quarantine
 _LINE = re.compile(r"(?:sha256:)?([0-9a-f]{64})|phash:([0-9a-f]{16})")
 
 
@@ -64,7 +69,7 @@ def read_block_list(path: Path) -> BlockList:
     Raises:
         ValueError: a line that is neither a hash nor a comment. A list that is misread would block nothing.
     """
-    return parse_block_list(path.read_text(errors="replace").splitlines() if path.exists() else [], str(path))
+    return parse_block_list(_text(path).splitlines(), str(path))
 
 
 def parse_block_list(lines: Iterable[str], where: str) -> BlockList:
@@ -87,14 +92,40 @@ def parse_block_list(lines: Iterable[str], where: str) -> BlockList:
     return BlockList(frozenset(ids), tuple(sorted(hashes)))
 
 
-def block(store: Path, more: BlockList) -> BlockList:
-    """Adds to the block-list of the store at `store`; returns the whole list."""
-    whole = read_block_list(store / BLOCKLIST) | more
-    if whole == BlockList():
-        return whole
-    with replaced(store / BLOCKLIST) as file:
-        file.write("".join(f"{line}\n" for line in whole.lines).encode())
-    return whole
+def block(store: Path, more: BlockList, *, damaged: bool = False) -> BlockList:
+    """Adds to the block-list of the store at `store` what is not on it; returns the whole list. What is blocked only
+    since it is `damaged` is not blocked for good."""
+    path = store / BLOCKLIST
+    if not more.lines:
+        return read_block_list(path)
+    with locked(path, "the block-list", wait=True):
+        listed, text = read_block_list(path), _text(path)
+        for_good = [line for line in text.splitlines() if not line.endswith(_DAMAGED)]
+        known = {*(listed if damaged else parse_block_list(for_good, str(path))).lines}
+        if missing := [line for line in more.lines if line not in known]:
+            end = "" if text.endswith("\n") or not text else "\n"
+            _write(path, text + end + "".join(f"{line}{_DAMAGED * damaged}\n" for line in missing))
+    return listed | more
+
+
+def forget_damaged(store: Path) -> None:
+    """Takes off the block-list of a store, which is about to be written anew, what is on it only since it was
+    damaged."""
+    path = store / BLOCKLIST
+    if _DAMAGED in _text(path):
+        with locked(path, "the block-list", wait=True):
+            lines = _text(path).splitlines(keepends=True)
+            _write(path, "".join(line for line in lines if not line.rstrip().endswith(_DAMAGED)))
+
+
+def _text(path: Path) -> str:
+    """Any bytes may stand in a comment, and stay what they are."""
+    return path.read_bytes().decode(errors="surrogateescape") if path.exists() else ""
+
+
+def _write(path: Path, text: str) -> None:
+    with replaced(path) as file:
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def blocked_numbers(store: "Store") -> np.ndarray:

@@ -91,10 +91,12 @@ def layout(file: BinaryIO, name: str, image_column: str | None, caption_column: 
     image = image_column or next((column for column in IMAGE_COLUMNS if _image_field(schema, column) is not None), None)
     if image is None or _image_field(schema, image) is None:
         wanted = f"no column {image_column!r} of" if image_column else "no column of"
-        raise ValueError(f"{name} has {wanted} image bytes among {listed}: name it with --image-column")
+        raise ValueError(f"{name} has {wanted} image bytes among {listed}: name it with image_column=NAME")
     caption = caption_column or next((column for column in CAPTION_COLUMNS if _is_caption(schema, column)), None)
     if caption_column and not _is_caption(schema, caption_column):
-        raise ValueError(f"{name} has no column {caption_column!r} of text among {listed}: see --caption-column")
+        raise ValueError(
+            f"{name} has no column {caption_column!r} of text among {listed}: name one with caption_column=NAME"
+        )
     label = next((column for column in LABEL_COLUMNS if _is(schema, column, pa.types.is_integer, _is_text)), None)
     split, url, sha256 = (key if _is(schema, key, _is_text) else None for key in ("split", "url", "sha256"))
     columns = Columns(

@@ -92,7 +92,8 @@ def list_source(
         raise ValueError(f"{place.shown} cannot be listed: {error}. Try again, or check the network") from None
     if not units:
         raise NoSamples(f"{place.shown} holds no image, .tar or .parquet file: give the folder that holds them")
-    return _plan(place, units, entries, class_names, [*declared.damaged, *notes.damaged])
+    damaged = [*declared.damaged, *_miscounted(tables, declared), *notes.damaged]
+    return _plan(place, units, entries, class_names, damaged)
 
 
 def _plan(
@@ -261,6 +262,15 @@ def _tables(place: Place, names: set[str], image: str | None, caption: str | Non
     tables = sorted(path for path in names if path.endswith(".parquet"))
     with ThreadPoolExecutor(8) as pool:
         return {path: found for path, found in zip(tables, pool.map(footer, tables), strict=True) if found is not None}
+
+
+def _miscounted(tables: dict[str, Layout], declared: Declared) -> Iterator[Damage]:
+    """Sound Parquet files with other numbers of rows than are declared; of the others, reading will tell."""
+    for path, found in tables.items():
+        rows, told = sum(found.rows), declared.samples.get(path)
+        if found.columns is not None and told is not None and told != rows:
+            why = f"it declares {told} samples and has {rows} rows"
+            yield Damage(shard=path, reason="count_mismatch", saved=rows, lost=max(0, told - rows), why=why)
 
 
 def _table_units(path: str, found: Layout, samples_per_shard: int, declared: Declared) -> Iterator[Unit]:

@@ -194,13 +194,13 @@ def _sample(group: _Group, name: str, split: Split | None, addressed: str | None
     labels = [notes.get(key) for key in ("label", "class", "cls")]
     if "cls" in group.texts:
         labels.insert(0, group.texts["cls"].decode("utf-8", "replace"))
-    label = next((label for label in labels if isinstance(label, str) and label.strip()), None)
+    label = next((found for value in labels if (found := named(value))), None)
     content = _content(group)
     return Sample(
         f"{name}#{group.key}",
         content,
         Captions(captions.texts, captions.dropped + group.dropped),
-        named(label),
+        label,
         split,
         Address(addressed, group.offset) if addressed is not None and isinstance(content, bytes) else None,
         host_of(notes.get("url")),

@@ -25,7 +25,7 @@ from pipeline.ingest.places import Place
 from pipeline.ingest.refusals import Refusal
 from pipeline.ingest.samples import Broken, Sample
 from pipeline.ingest.sources import Unit, read
-from pipeline.ingest.store import MEASURED, REFUSED_SCHEMA, Damage, SealedFile
+from pipeline.ingest.store import MEASURED, REFUSED_SCHEMA, SHARDS, Damage, SealedFile
 from pipeline.ingest.write import UNITS, ShardWriter, Sidecar, replaced
 from ssl_models.config import Config
 
@@ -44,6 +44,7 @@ ADMITTED = pa.schema(
 class UnitReport(Config):
     """What a unit has to say when it is done."""
 
+    plan: str = ""  # digest of what was asked for; an earlier version told none
     unit: int
     name: str  # what it read, for a person
     declared: int | None
@@ -67,14 +68,23 @@ def report_file(store: Path, unit: int) -> Path:
     return store / UNITS / f"{unit:05d}.json"
 
 
+def report_of(store: Path, plan: str, unit: int) -> UnitReport | None:
+    """What a unit of this plan has said; None while it is not done. A task of another plan, whose driver was killed,
+    may live on for a while."""
+    path = report_file(store, unit)
+    report = UnitReport.model_validate_json(path.read_bytes()) if path.exists() else None
+    return report if report and report.plan == plan else None
+
+
 def attempts_file(store: Path, unit: int) -> Path:
-    """One byte an attempt at the unit: what tells a unit that kills its workers from one that died beside it."""
+    """One byte an attempt at the unit in this execution: what tells one that kills its workers from one that died
+    beside it."""
     return store / UNITS / f"{unit:05d}.attempts"
 
 
 def curate_unit(
-    batch: pa.Table, root: Place, store: Path, config: CurateConfig, class_names: dict[str, str], blocked: BlockList,
-    decoders: int = 1,
+    batch: pa.Table, plan: str, root: Place, store: Path, config: CurateConfig, class_names: dict[str, str],
+    blocked: BlockList, decoders: int = 1,
 ) -> Iterator[pa.Table]:  # fmt: skip
     """The task. Yields how far it is (`PROGRESS`, one row, cumulative) now and then, and at its end.
 
@@ -87,7 +97,7 @@ def curate_unit(
         attempts.write(b".")
     for pause in (*_PAUSES, None):
         try:
-            yield from _curated(unit, root, store, config, class_names, blocked, decoders)
+            yield from _curated(unit, plan, root, store, config, class_names, blocked, decoders)
             return
         except ConnectionError:
             if pause is None:
@@ -96,8 +106,8 @@ def curate_unit(
 
 
 def _curated(
-    unit: Unit, root: Place, store: Path, config: CurateConfig, class_names: dict[str, str], blocked: BlockList,
-    decoders: int,
+    unit: Unit, plan: str, root: Place, store: Path, config: CurateConfig, class_names: dict[str, str],
+    blocked: BlockList, decoders: int,
 ) -> Iterator[pa.Table]:  # fmt: skip
     base = store / UNITS / f"{unit.number:05d}"
     with (
@@ -110,11 +120,13 @@ def _curated(
         for output in (shards, kept, left_out):
             output.close()
         with replaced(report_file(store, unit.number)) as file:
-            file.write(work.report().model_dump_json().encode())
+            file.write(work.report(plan).model_dump_json().encode())
 
 
-def leave_quarantined(store: Path, unit: Unit, why: str) -> None:
+def leave_quarantined(store: Path, plan: str, unit: Unit, why: str) -> None:
     """Ends a unit that cannot be run: nothing of it is let in, and the report says so."""
+    for shard in (store / SHARDS).glob(f"{unit.number:05d}*.tar"):  # finished before it died
+        shard.unlink()
     base = store / UNITS / f"{unit.number:05d}"
     with Sidecar(base.with_suffix(".parquet"), ADMITTED) as kept:
         kept.close()
@@ -122,8 +134,8 @@ def leave_quarantined(store: Path, unit: Unit, why: str) -> None:
         left_out.close()
     damage = Damage(shard=_name(unit), reason="quarantined", saved=0, lost=unit.declared, why=why)
     report = UnitReport(
-        unit=unit.number, name=_name(unit), declared=unit.declared, seen=0, admitted=0, refused={}, shards=(),
-        damaged=(damage,), captions_dropped=0, labels=(), splits_told=False, content="", seconds={},
+        plan=plan, unit=unit.number, name=_name(unit), declared=unit.declared, seen=0, admitted=0, refused={},
+        shards=(), damaged=(damage,), captions_dropped=0, labels=(), splits_told=False, content="", seconds={},
     )  # fmt: skip
     with replaced(report_file(store, unit.number)) as file:
         file.write(report.model_dump_json().encode())
@@ -192,9 +204,10 @@ class _UnitWork:
         self.seconds["decode"] = waited
         yield self._progress()
 
-    def report(self) -> UnitReport:
+    def report(self, plan: str) -> UnitReport:
         """What there is to say in the end."""
         return UnitReport(
+            plan=plan,
             unit=self.unit.number,
             name=_name(self.unit),
             declared=self.unit.declared,

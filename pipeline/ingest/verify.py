@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.ingest.blocklist import BlockList, block
 from pipeline.ingest.fetch import Fetch, no_file, sealed_bytes
 from pipeline.ingest.selection import check_selection, selections_of
-from pipeline.ingest.store import INDEX, PLACES, QUARANTINE, SHARDS, SealedFile, Store, file_sha256
+from pipeline.ingest.store import FILES, INDEX, PLACES, QUARANTINE, SHARDS, SealedFile, Store, file_sha256
 from pipeline.ingest.write import replaced
 from ssl_models.config import Config
 
@@ -68,8 +68,9 @@ def verify(store: Store, on_progress: Callable[[int, int], None] = lambda done, 
         ConnectionError: the storage failed, again and again.
     """
     total = store.manifest.admitted
-    faults = list(_file_faults(store))
-    if any(f"/{name} " in fault for fault in faults for name in (INDEX, PLACES)):
+    changed = [sealed.name for sealed in store.manifest.files if file_sha256(store.path / sealed.name) != sealed.sha256]
+    faults = list(_file_faults(store, changed))
+    if not {INDEX, PLACES, FILES}.isdisjoint(changed):
         return Verdict(total, False, (), tuple(faults))
     damaged: list[Damaged] = []
     parts = list(_parts(store))
@@ -89,7 +90,7 @@ def quarantine(store: Store, damaged: list[Damaged]) -> None:
     known = {sample.number: sample for sample in (*damaged, *quarantined(store))}  # what was said first stays
     with replaced(store.path / QUARANTINE) as file:
         file.write("".join(f"{known[number].model_dump_json()}\n" for number in sorted(known)).encode())
-    block(store.path, BlockList(frozenset(sample.id for sample in damaged)))
+    block(store.path, BlockList(frozenset(sample.id for sample in damaged)), damaged=True)
 
 
 def quarantined(store: Store) -> list[Damaged]:
@@ -110,15 +111,13 @@ def whole_again(store: Store, verdict: Verdict, blocked: np.ndarray) -> int:
     return int((~np.isin(aside, [sample.number for sample in verdict.damaged])).sum())
 
 
-def _file_faults(store: Store) -> Iterator[str]:
+def _file_faults(store: Store, changed: list[str]) -> Iterator[str]:
     """What is wrong with the index and what lies beside it."""
-    for sealed in store.manifest.files:
-        path = store.path / sealed.name
-        if file_sha256(path) != sealed.sha256:
-            yield (
-                f"{path} was changed after it was sealed: restore it, or write the store anew with `feral curate "
-                f"{store.manifest.source} --to {store.path} --overwrite`"
-            )
+    for name in changed:
+        yield (
+            f"{store.path / name} was changed after it was sealed: restore it, or write the store anew with `feral "
+            f"curate {store.manifest.source} --to {store.path} --overwrite`"
+        )
     for name in selections_of(store.path):
         yield from check_selection(store, name)
 

@@ -167,11 +167,13 @@ class Sidecar:
 
 def begin(store: Path, plan_digest: str, overwrite: bool) -> None:
     """Makes `store` an unsealed store of this plan. What an interrupted curation of the same plan finished stays; what
-    another plan (or, to overwrite, a sealed store) left is cleared.
+    another plan (or, to overwrite, a sealed store) left is cleared; of the block-list, what was damaged in it.
 
     Raises:
         ValueError: the folder holds something that is no store of ours.
     """
+    from pipeline.ingest.blocklist import forget_damaged  # it writes files as this module does
+
     if store.exists() and not store.is_dir():
         raise ValueError(f"{store} is a file: choose another --to")
     if overwrite and (store / MANIFEST).exists():
@@ -182,6 +184,7 @@ def begin(store: Path, plan_digest: str, overwrite: bool) -> None:
     if (store / MANIFEST).exists() or not _same_plan(store, plan_digest):
         with replaced(store / STARTED) as file:
             file.write(json.dumps({"plan": ""}).encode())  # ours, but nothing in it is to be kept
+        forget_damaged(store)
         for name in (MANIFEST, INDEX, PLACES, CAPTIONS, REFUSED, FILES, QUARANTINE, DATA_CARD, DATA_CARD_JSON):
             (store / name).unlink(missing_ok=True)
         for name in (SHARDS, UNITS, SELECTIONS):

@@ -116,13 +116,11 @@ class EmbeddingBlocks:
         return values
 
 
-def in_order(
-    function: Callable[..., Result], items: Sequence[Any], *shared: Any, workers: int | None = None
-) -> Iterator[Result]:
+def in_order(function: Callable[..., Result], items: Sequence[Any], *shared: Any) -> Iterator[Result]:
     """`function(item, *shared)` for every item, yielded in the order of `items`.
 
-    Runs as Ray tasks of one CPU each if Ray is connected and there is more than one item, at most `workers` of them
-    under way (default: twice the cluster's CPUs, so that finished results wait in bounded memory).
+    Runs as Ray tasks of one CPU each if Ray is connected and there is more than one item, at most twice as many under
+    way as the cluster has CPUs, so that finished results wait in bounded memory.
     """
     import ray  # here, not above: one block needs no Ray
 
@@ -130,7 +128,7 @@ def in_order(
         for item in items:
             yield _alone(function, item, *shared)
         return
-    window = workers or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    window = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
     task = ray.remote(num_cpus=1, label_selector=data_nodes())(_alone)
     references = [ray.put(value) for value in shared]
     waiting: deque[Any] = deque()

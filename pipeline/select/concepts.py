@@ -44,7 +44,7 @@ class Matches(NamedTuple):
         return np.bincount(self.concepts, minlength=len(self.entries)).astype(np.int64)
 
 
-def match_concepts(captions: Sequence[Sequence[str]], entries: Sequence[str], *, workers: int | None = None) -> Matches:
+def match_concepts(captions: Sequence[Sequence[str]], entries: Sequence[str]) -> Matches:
     """Finds the concepts in the captions of N pairs, with a look-up per word, whatever the number of concepts.
 
     Raises:
@@ -60,21 +60,18 @@ def match_concepts(captions: Sequence[Sequence[str]], entries: Sequence[str], *,
             "the list of concepts holds no word: give one concept a line, or derive them from the captions"
         )
     chunks = [captions[start : start + _SAMPLES] for start in range(0, len(captions), _SAMPLES)]
-    parts = list(in_order(_match, chunks, "\n".join(spelled), workers=workers))
+    parts = list(in_order(_match, chunks, "\n".join(spelled)))
     sizes = np.concatenate([np.zeros(1, dtype=np.int64), *(part[0] for part in parts)])
     found = np.concatenate([np.empty(0, dtype=np.int32), *(part[1] for part in parts)])
     return Matches(np.cumsum(sizes), found, tuple(spelled.values()))
 
 
-def balance(
-    matches: Matches, keys: np.ndarray, cap: float, seed: int, *, keep_unmatched: bool = False
-) -> tuple[np.ndarray, pa.Table]:
-    """Draws the pairs to keep.
+def balance(matches: Matches, keys: np.ndarray, cap: float, seed: int) -> tuple[np.ndarray, pa.Table]:
+    """Draws the pairs to keep; of those without a concept, none.
 
     Args:
         keys: (N,) int64 from `keys_of` the samples' ids.
         cap: t, the number of pairs from which on a concept is cut; the paper takes 20,000 for 400 million pairs.
-        keep_unmatched: pairs without a concept stay, all of them; otherwise all go.
 
     Returns:
         kept (N,) bool, and a table of concept, count (pairs that match it), kept (those that stay; more than t where
@@ -88,8 +85,6 @@ def balance(
     both = keys[pair] + keys_of(matches.entries)[matches.concepts]  # wraps: a key of (sample, concept)
     drawn = draw(seed, both, "concepts") < chance[matches.concepts]
     kept = np.bincount(pair[drawn], minlength=len(keys)) > 0
-    if keep_unmatched:
-        kept |= np.diff(matches.offsets) == 0
     counts = matches.counts
     stay = np.bincount(matches.concepts[kept[pair]], minlength=len(counts))
     order = np.argsort(-counts, kind="stable")
@@ -130,7 +125,6 @@ def concepts_from(
     min_count: int,
     max_words: int = 2,
     max_share: float = 0.5,
-    workers: int | None = None,
 ) -> list[str]:
     """Words and phrases that occur in at least `min_count` pairs, most frequent first: a list for those who have none.
 
@@ -151,7 +145,7 @@ def concepts_from(
     stop: set[str] = set()
     for length in range(1, max_words + 1):
         counted: Counter[str] = Counter()
-        for part in in_order(_count_phrases, chunks, length, frozenset(frequent), workers=workers):
+        for part in in_order(_count_phrases, chunks, length, frozenset(frequent)):
             counted.update(part)
         frequent = {phrase: count for phrase, count in counted.items() if count >= min_count}
         if length == 1:

@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.select.blocks import EmbeddingBlocks
 from pipeline.select.draws import draw
 from pipeline.select.kmeans import assign, kmeans
-
-Leaves = Literal["random", "nearest"]
 
 
 class Level(NamedTuple):
@@ -37,7 +35,6 @@ def hierarchical_kmeans(
     resamplings: int = 5,
     resampled: int = 10,
     seed: int = 0,
-    workers: int | None = None,
 ) -> list[Level]:
     """Levels from the lowest up (section 3.2 of the paper), Euclidean k-means on each.
 
@@ -64,43 +61,32 @@ def hierarchical_kmeans(
     with TemporaryDirectory(dir=scratch) as folder:
         for number, k in enumerate(sizes):
             first_seed = seed + number * (resamplings + 1)
-            centroids = kmeans(below, k, iterations, first_seed, spherical=False, workers=workers)
-            labels, distances = assign(below, centroids, spherical=False, workers=workers)
+            centroids = kmeans(below, k, iterations, first_seed, spherical=False)
+            labels, distances = assign(below, centroids, spherical=False)
             for step in range(1, resamplings + 1):
                 rows = np.sort(first_of_each(labels, distances, np.full(k, resampled)))
                 if len(rows) == len(below) or len(rows) <= k:  # nothing would change
                     break
                 subset = below.subset(Path(folder, f"{number}_{step}"), rows)
-                centroids = kmeans(subset, k, iterations, first_seed + step, spherical=False, workers=workers)
-                labels, distances = assign(below, centroids, spherical=False, workers=workers)
+                centroids = kmeans(subset, k, iterations, first_seed + step, spherical=False)
+                labels, distances = assign(below, centroids, spherical=False)
             levels.append(Level(centroids, labels, distances))
             below = EmbeddingBlocks.write(Path(folder, f"{number}"), [centroids], unit=False)
     return levels
 
 
-def hierarchical_sample(
-    labels: Sequence[np.ndarray],
-    target: int,
-    seed: int,
-    keys: np.ndarray,
-    *,
-    leaves: Leaves = "random",
-    distances: np.ndarray | None = None,
-) -> np.ndarray:
-    """Exactly min(target, N) rows (n,) int64, ascending, spread evenly down the tree.
+def hierarchical_sample(labels: Sequence[np.ndarray], target: int, seed: int, keys: np.ndarray) -> np.ndarray:
+    """Exactly min(target, N) rows (n,) int64, ascending, spread evenly down the tree; drawn within a lowest cluster.
 
     Args:
         labels: of each level, from the lowest up: (N,), (k1,), (k2,) ... as in `Level.labels`.
         keys: (N,) int64 from `keys_of` the samples' ids: what a sample's draw depends on, beside the seed.
-        leaves: which rows of a lowest cluster: drawn ones, or those nearest to its centroid (wants `distances`).
 
     Raises:
-        ValueError: target below 1, or "nearest" without distances.
+        ValueError: target below 1.
     """
     if target < 1:
         raise ValueError(f"target is {target}, but must be at least 1 sample")
-    if leaves not in ("random", "nearest") or (leaves == "nearest" and distances is None):
-        raise ValueError(f"leaves is {leaves!r}: use 'random', or 'nearest' together with distances")
     sizes = [np.bincount(labels[0], minlength=len(labels[1]) if len(labels) > 1 else 0)]  # rows below each cluster
     for level, parents in enumerate(labels[1:], start=1):
         width = len(labels[level + 1]) if level + 1 < len(labels) else 0
@@ -115,8 +101,7 @@ def hierarchical_sample(
             own = children[ends[parent - 1] if parent else 0 : ends[parent]]
             below[own] = even_shares(int(shares[parent]), sizes[level - 1][own], ties[own])
         shares = below
-    preference = distances if leaves == "nearest" and distances is not None else draw(seed, keys, "leaves")
-    return np.sort(first_of_each(labels[0], preference, shares))
+    return np.sort(first_of_each(labels[0], draw(seed, keys, "leaves"), shares))
 
 
 def even_shares(target: int, sizes: np.ndarray, ties: np.ndarray) -> np.ndarray:

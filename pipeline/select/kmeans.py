@@ -25,7 +25,6 @@ def kmeans(
     seed: int = 0,
     *,
     spherical: bool = True,
-    workers: int | None = None,
 ) -> np.ndarray:
     """Lloyd's algorithm from a greedy k-means++ start (Arthur and Vassilvitskii 2007) on a drawn sample of rows.
 
@@ -35,7 +34,6 @@ def kmeans(
 
     Args:
         spherical: assign by cosine and keep centroids at length 1; otherwise by Euclidean distance.
-        workers: Ray tasks at a time; changes the time, never the result.
 
     Returns:
         Centroids (k, D) float32.
@@ -49,7 +47,7 @@ def kmeans(
     for _ in range(iterations):
         sums, counts = np.zeros((k, blocks.dim)), np.zeros(k, dtype=np.int64)
         numbers = range(len(blocks.paths))
-        for present, part, count in in_order(_sums, numbers, blocks, centroids, spherical, workers=workers):
+        for present, part, count in in_order(_sums, numbers, blocks, centroids, spherical):
             sums[present] += part
             counts[present] += count
         moved = _means(sums, counts, centroids, spherical)
@@ -59,16 +57,14 @@ def kmeans(
     return centroids
 
 
-def assign(
-    blocks: EmbeddingBlocks, centroids: np.ndarray, *, spherical: bool = True, workers: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def assign(blocks: EmbeddingBlocks, centroids: np.ndarray, *, spherical: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """The nearest centroid of each row: labels (N,) int32, and cosine (spherical) or squared distance (N,) float32."""
-    labels, scores = nearest(blocks, centroids, 1, spherical=spherical, workers=workers)
+    labels, scores = nearest(blocks, centroids, 1, spherical=spherical)
     return labels[:, 0], scores[:, 0]
 
 
 def nearest(
-    blocks: EmbeddingBlocks, centroids: np.ndarray, count: int, *, spherical: bool = True, workers: int | None = None
+    blocks: EmbeddingBlocks, centroids: np.ndarray, count: int, *, spherical: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` nearest centroids of each row, nearest first: labels (N, count) int32, scores (N, count) float32.
 
@@ -76,7 +72,7 @@ def nearest(
     """
     if not 1 <= count <= len(centroids):
         raise ValueError(f"{count} nearest centroids were asked for, but there are {len(centroids)}")
-    parts = list(in_order(_nearest, range(len(blocks.paths)), blocks, centroids, count, spherical, workers=workers))
+    parts = list(in_order(_nearest, range(len(blocks.paths)), blocks, centroids, count, spherical))
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 

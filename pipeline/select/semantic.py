@@ -12,14 +12,12 @@ least 0.996 everywhere, with three 0.9995.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.select.blocks import EmbeddingBlocks, in_order
 from pipeline.select.kmeans import nearest
-
-Keep = Literal["outlying", "first"]
 
 _TILE = 2048  # rows: a tile of similarities takes 16 MB
 _RESIDENT = 20_000  # rows of a cluster that are held at once; a larger cluster is read tile by tile
@@ -44,32 +42,26 @@ def closest_earlier(
     blocks: EmbeddingBlocks,
     centroids: np.ndarray,
     *,
-    keep: Keep = "first",
     priority: np.ndarray | None = None,
     probes: int = 1,
-    workers: int | None = None,
 ) -> Closest:
     """The similarity that decides about each row, for every ε at once.
 
     Args:
         centroids: (k, D) of length 1, from a spherical `kmeans`.
-        keep: what comes first in the order and so survives. "first": the lower row. "outlying": the row with the lower
-            cosine to its centroid, as in the paper.
-        priority: (N,) comes before `keep`: a row of a lower value survives one of a higher value, for example test (0)
-            before train (1).
+        priority: (N,) a row of a lower value comes first in the order, and so survives one of a higher value, for
+            example test (0) before train (1); of equals the lower row. (The paper keeps the row with the
+            lower cosine to its centroid.)
         probes: clusters a row is compared in, nearest first; p probes cost about p² times the comparisons of one.
     """
-    if keep not in ("outlying", "first"):
-        raise ValueError(f"keep is {keep!r}: use 'outlying' or 'first'")
     total = len(blocks)
-    labels, similarity = nearest(blocks, centroids, probes, workers=workers)
-    key = similarity[:, 0] if keep == "outlying" else np.zeros(total, dtype=np.float32)
-    order = np.lexsort((key, np.zeros(total) if priority is None else priority))  # stable: ties by row
+    labels, _ = nearest(blocks, centroids, probes)
+    order = np.argsort(np.zeros(total) if priority is None else priority, kind="stable")
     rank = np.empty(total, dtype=np.int64)
     rank[order] = np.arange(total)
 
     closest = Closest(np.full(total, -1, dtype=np.int64), np.full(total, -np.inf, dtype=np.float32))
-    for pieces in in_order(_compare, list(_tasks(labels, rank)), blocks, workers=workers):
+    for pieces in in_order(_compare, list(_tasks(labels, rank)), blocks):
         for rows, earlier, best in pieces:
             better = best > closest.similarity[rows]  # of equal ones the first cluster's stays
             closest.rows[rows[better]] = earlier[better]

@@ -3,6 +3,7 @@
 import faulthandler
 import time
 from pathlib import Path
+from typing import TextIO
 
 
 class Alarm:
@@ -13,20 +14,24 @@ class Alarm:
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.seconds, self.set = path, seconds, float("-inf")
-        self.file = path.open("w")
+        self.file: TextIO | None = None
 
     def put_off(self) -> None:
         """To be called at each sign of life."""
         now = time.monotonic()
         if now - self.set > 1:  # setting it costs a thread
             self.set = now
+            if self.file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = self.path.open("w")
             faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
 
     def cancel(self) -> None:
         """From here on nothing happens until it is put off again."""
         faulthandler.cancel_dump_traceback_later()
         self.set = float("-inf")
-        if self.path.exists() and self.path.stat().st_size == 0:
-            self.path.unlink()  # nothing hung
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+            self.path.unlink(missing_ok=True)  # nothing hung: else this process would have ended

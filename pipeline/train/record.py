@@ -49,7 +49,7 @@ def append_event(directory: Path, event: str, **facts: Any) -> None:
     """Notes an event of now, or of `time`. Where a run's time went is not worth a run: if the line cannot be
     written, a warning says so and the run goes on."""
     try:
-        _append(directory / EVENTS, {"event": event, "time": time.time(), **facts})
+        append_row(directory / EVENTS, {"event": event, "time": time.time(), **facts})
     except OSError as error:
         log.warning("the event %s is not noted: %s", event, error)
 
@@ -94,7 +94,7 @@ class Recorder:
             **({"stores": row.stores} if row.stores else {}),
             **self.place,
         }
-        _append(self.path, flat)
+        append_row(self.path, flat)
         if self.tensorboard is not None:
             try:
                 for name, value in flat.items():
@@ -117,12 +117,12 @@ def read_metrics(directory: Path) -> Rows:
 
 def read_all_metrics(directory: Path) -> Rows:
     """Every row that was ever written, with those of steps that were done again."""
-    return _read(directory / METRICS)
+    return read_rows(directory / METRICS)
 
 
 def read_events(directory: Path) -> Rows:
     """The events in the order of writing; none for a run that noted none."""
-    return _read(directory / EVENTS)
+    return read_rows(directory / EVENTS)
 
 
 def surviving(rows: Rows) -> Rows:
@@ -197,8 +197,8 @@ def _mix(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> np.uint64(31))
 
 
-def _append(path: Path, row: dict[str, Any]) -> None:
-    """Tries for some seconds: storage fails now and then.
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Appends a line to a file of the record. Tries for some seconds: storage fails now and then.
 
     Raises:
         OSError: in words.
@@ -233,7 +233,8 @@ def _append_line(path: Path, line: bytes) -> None:
         os.close(file)
 
 
-def _read(path: Path) -> Rows:
+def read_rows(path: Path) -> Rows:
+    """The whole lines of a file of the record; none, where there is no file."""
     return _parse(path.read_bytes()) if path.exists() else []
 
 

@@ -160,7 +160,6 @@ class Worker:
         self.save_at, self.keep_at = {*save_at, *keep_at}, keep_at
         log = run.path / "logs" / f"hang-{self.attempt.number:03d}-rank{rank}.txt"
         self.alarm = Alarm(log, experiment.cluster.hang_seconds)
-        self.stream = open_batches(experiment)
         self.views = experiment.device_views()
         self.checkpoint = start.checkpoint
         self.recorder: Recorder | None = None
@@ -171,7 +170,9 @@ class Worker:
 
         Raises:
             NotFinite: on all ranks, when it was not to be skipped, or has come too often.
+            ValueError: a store is not what the run began with, or a sample is damaged.
         """
+        self.stream = open_batches(self.experiment)
         while True:
             try:
                 self.alarm.put_off()

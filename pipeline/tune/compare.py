@@ -128,7 +128,7 @@ def refuse_unjudged(found: Sequence[Contender], store: Store) -> None:
     """Raises ValueError where the store's test split cannot tell how good the contenders are: without labels only those
     are judged that compare images with captions."""
     if not store.count("test"):
-        raise ValueError(f"{store.path} has no test split to compare on: curate with --holdout above 0")
+        raise ValueError(f"{store.path} has no test split to compare on: curate with holdout=0.1")
     apart = [contender.recipe for contender in found if not contender.compares_text]
     if apart or len(captioned(store, store.select("test"))) < 2:
         try:

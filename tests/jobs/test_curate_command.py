@@ -97,6 +97,27 @@ def test_a_mistake_is_told_before_anything_starts(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (["--concept-target", "9"], "--concepts"),
+        (["--concept-cap", "9"], "--concepts"),
+        (["--concept-min-count", "9"], "--concepts auto"),
+        (["--concept-min-count", "9", "--concepts", "words.txt", "--concept-cap", "9"], "--concepts auto"),
+        (["--clusters", "9,3"], "--balance"),
+        (["--encoder", "runs/first"], "--semantic-share, --semantic-epsilon or --balance"),
+    ],
+)
+def test_an_option_of_select_that_would_do_nothing_is_refused(
+    tmp_path: Path, source: Path, arguments: list[str], needed: str
+) -> None:
+    store = curate_here(source, tmp_path / "store").path
+    result = CliRunner().invoke(app, ["select", str(store), "mine", *arguments])
+    assert isinstance(result.exception, ValueError)
+    assert f"{arguments[0]} does nothing without {needed}: add that" in str(result.exception)
+    assert not (store / "selections/mine").exists()
+
+
 def test_policies_are_listed_with_every_threshold() -> None:
     told = CliRunner().invoke(app, ["policies"], env={"COLUMNS": "200"}).stdout
     for name in [*PRESETS, *Policy.model_fields, *CurateConfig.model_fields]:

@@ -1,9 +1,9 @@
 """A checkpoint and what it restores; which of a run's checkpoints to take."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 from pipeline.train.checkpoints.commit import OBJECTIVE, OPTIMIZERS, Commit, Damaged, read_commit, step_directories
 from pipeline.train.loop import TrainState
 
-_say = partial(print, flush=True)
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # standard output may be one JSON object
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,6 @@ class Checkpoint:
     path: Path
     step: int
     score: float | None = field(default=None, compare=False)
-    extra: dict[str, Any] = field(default_factory=dict, compare=False)
     bytes: int = field(default=0, compare=False)  # of all its files but the marker
     digest: str = field(default="", compare=False)  # sha256 of the objective's file: names the weights
 
@@ -37,7 +38,7 @@ class Checkpoint:
     @classmethod
     def of(cls, path: Path, commit: Commit) -> "Checkpoint":
         size = sum(file.bytes for file in commit.files.values())
-        return cls(path, commit.step, commit.score, commit.extra, size, commit.files[OBJECTIVE].sha256)
+        return cls(path, commit.step, commit.score, size, commit.files[OBJECTIVE].sha256)
 
     def restore(self, state: TrainState) -> None:
         """Loads the objective, the optimizers and the step number into `state`.
@@ -137,10 +138,9 @@ def checkpoint_of(directory: Path, digest: str) -> Checkpoint:
     raise ValueError(f"{directory} has no whole checkpoint {digest[:12]}: {why}")
 
 
-def by_score(found: list[Checkpoint], higher_is_better: bool) -> list[Checkpoint]:
-    """Those with a score, best first, the newer of equals first."""
-    sign = -1 if higher_is_better else 1
-    return sorted((c for c in reversed(found) if c.score is not None), key=lambda c: sign * (c.score or 0.0))
+def by_score(found: list[Checkpoint]) -> list[Checkpoint]:
+    """Those with a score, best (lowest) first, the newer of equals first."""
+    return sorted((c for c in reversed(found) if c.score is not None), key=lambda c: c.score or 0.0)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -40,7 +40,7 @@ class Commit(Config):
 
     step: int = Field(ge=0)
     score: float | None = None
-    extra: dict[str, Any] = Field(default_factory=dict)
+    extra: dict[str, Any] = Field(default_factory=dict)  # of no use any more; part of the digests of old markers
     files: dict[str, Fingerprint]
     sha256: str | None = None  # of all the other fields
 

@@ -1,7 +1,6 @@
 """Saving in the background: training waits for a copy of its state, not for the disk."""
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -61,7 +60,7 @@ class CheckpointWriter:
 
     Args:
         keep: the newest checkpoints that stay.
-        keep_best: the best ones by score that stay besides; a score is better lower unless `higher_is_better`.
+        keep_best: the best ones by score, those with the lowest, that stay besides.
         keep_at: steps whose checkpoints stay, too.
         is_current: whether this attempt may still write to the run; asked before each try and last before the commit.
         on_saved: called in the thread after each commit.
@@ -74,47 +73,36 @@ class CheckpointWriter:
         *,
         keep: int,
         keep_best: int = 0,
-        higher_is_better: bool = False,
         keep_at: Container[int] = (),
         is_current: Callable[[], bool] = lambda: True,
         on_saved: Callable[[Saved], None] = lambda saved: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.directory = directory
-        self._remove_old = partial(
-            remove_old,
-            directory,
-            keep=keep,
-            keep_best=keep_best,
-            higher_is_better=higher_is_better,
-            keep_at=keep_at,
-        )
+        self._remove_old = partial(remove_old, directory, keep=keep, keep_best=keep_best, keep_at=keep_at)
         self._is_current, self._on_saved, self._sleep = is_current, on_saved, sleep
         self._copy = HostCopy()
         self._verified: set[Path] = set()
         self._thread = ThreadPoolExecutor(1, "checkpoints", initializer=_step_back)
         self._pending: Future[None] | None = self._thread.submit(self._tidy)
 
-    def save(self, state: TrainState, *, score: float | None = None, extra: dict[str, Any] | None = None) -> float:
+    def save(self, state: TrainState, *, score: float | None = None) -> float:
         """Copies the state and has the copy saved; returns the seconds that this took.
 
         Args:
             score: what `keep_best` compares; one that is not finite is none.
-            extra: JSON, given back as `Checkpoint.extra`.
 
         Raises:
             CheckpointFailed, Superseded: the save before.
-            TypeError, ValueError: `extra` is not JSON.
         """
         clock, began = time.perf_counter(), time.time()
-        extra = json.loads(json.dumps(extra or {}, allow_nan=False))  # as it is now, and as it will be read
         score = score if score is not None and math.isfinite(score) else None
         self.wait()
         step, (tensors, optimizers) = state.step, self._copy.of(state)
         blocked = time.perf_counter() - clock
 
         def run() -> None:
-            checkpoint = self._write(step, tensors, optimizers, score, extra)
+            checkpoint = self._write(step, tensors, optimizers, score)
             seconds = time.perf_counter() - clock
             self._on_saved(Saved(checkpoint.path, step, checkpoint.bytes, began, seconds, blocked))
             self._tidy()
@@ -141,14 +129,14 @@ class CheckpointWriter:
             self._thread.shutdown()
 
     def _write(
-        self, step: int, tensors: dict[str, Tensor], optimizers: dict[str, Any], score: float | None, extra: Any
+        self, step: int, tensors: dict[str, Tensor], optimizers: dict[str, Any], score: float | None
     ) -> Checkpoint:
         for pause in (*PAUSES, None):
             try:
                 if not self._is_current():
                     raise Superseded(f"another attempt has taken over the run: step {step} is not saved")
                 return write_checkpoint(
-                    self.directory, step, tensors, optimizers, score=score, extra=extra, is_current=self._is_current
+                    self.directory, step, tensors, optimizers, score=score, is_current=self._is_current
                 )
             except OSError as error:
                 if pause is None:

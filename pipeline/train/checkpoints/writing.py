@@ -55,7 +55,6 @@ def write_checkpoint(
     optimizers: dict[str, Any],
     *,
     score: float | None = None,
-    extra: dict[str, Any] | None = None,
     is_current: Callable[[], bool] = lambda: True,
 ) -> Checkpoint:
     """Writes a checkpoint beside its place, flushes it to the disk, and renames: it appears whole or not at all.
@@ -77,7 +76,7 @@ def write_checkpoint(
         for path in (temporary / OBJECTIVE, temporary / OPTIMIZERS):
             flush(path)
             files[path.name] = Fingerprint.of(path)  # read back
-        commit = Commit(step=step, score=score, extra=extra or {}, files=files)
+        commit = Commit(step=step, score=score, files=files)
         commit.write(temporary)
         if not is_current():
             raise Superseded(f"another attempt has taken over the run: step {step} is not saved in {directory}")
@@ -97,7 +96,6 @@ def remove_old(
     *,
     keep: int,
     keep_best: int = 0,
-    higher_is_better: bool = False,
     keep_at: Container[int] = (),
     verified: set[Path],
 ) -> None:
@@ -117,7 +115,7 @@ def remove_old(
         except OSError as error:
             print(f"checkpoint {path} cannot be read now, and stays: {error}", flush=True)
     asked = [c for c in whole if c.step in keep_at or (c.path / KEEP).exists()]
-    kept = {c.path for c in [*whole[-keep:], *by_score(whole, higher_is_better)[:keep_best], *asked]}
+    kept = {c.path for c in [*whole[-keep:], *by_score(whole)[:keep_best], *asked]}
     for old in whole:
         if old.path not in kept:
             _discard(old.path)

@@ -65,18 +65,17 @@ def test_a_writer_whose_files_were_removed_saves_anew(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("keep", "keep_best", "higher", "expected"),
+    ("keep", "keep_best", "expected"),
     [
-        (2, 0, False, [5, 6]),
-        (1, 1, False, [2, 6]),
-        (1, 1, True, [4, 6]),
-        (2, 2, False, [2, 3, 5, 6]),  # 2 and 5 have the lowest, then 3
-        (9, 1, False, [1, 2, 3, 4, 5, 6]),
+        (2, 0, [5, 6]),
+        (1, 1, [2, 6]),
+        (2, 2, [2, 3, 5, 6]),  # 2 and 3 have the lowest
+        (9, 1, [1, 2, 3, 4, 5, 6]),
     ],
 )
-def test_the_newest_and_the_best_stay(tmp_path, keep, keep_best, higher, expected):
+def test_the_newest_and_the_best_stay(tmp_path, keep, keep_best, expected):
     scores = [5.0, 1.0, 2.0, 9.0, 3.0, None]
-    write(tmp_path, 1, 2, 3, 4, 5, 6, scores=scores, keep=keep, keep_best=keep_best, higher_is_better=higher).close()
+    write(tmp_path, 1, 2, 3, 4, 5, 6, scores=scores, keep=keep, keep_best=keep_best).close()
     assert [c.step for c in checkpoints(tmp_path)] == expected
 
 

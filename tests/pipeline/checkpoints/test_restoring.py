@@ -1,6 +1,5 @@
 """Checkpoints: what is restored is what was saved."""
 
-import copy
 import hashlib
 import json
 import threading
@@ -136,23 +135,16 @@ def test_copies_use_the_same_memory_again():
     assert not live & set(first.values())
 
 
-def test_a_checkpoint_carries_score_and_extra_as_they_were(tmp_path):
+def test_a_checkpoint_carries_its_score(tmp_path):
     saved = []
     writer = CheckpointWriter(tmp_path, keep=2, on_saved=saved.append)
-    extra, state = {"skips": [[4, 2]], "odd": [1e300, 1e-7, "ä\n", 2**70, None, {"1": 0.1}]}, small_state()
-    expected = copy.deepcopy(extra)
-    blocked = writer.save(state, score=0.1, extra=extra)
-    extra["skips"].append("later")  # must not reach what was saved
-    with pytest.raises(TypeError, match="JSON"):
-        writer.save(state, extra={"when": object()})
-    with pytest.raises(ValueError, match="JSON"):
-        writer.save(state, extra={"loss": float("inf")})
+    state = small_state()
+    blocked = writer.save(state, score=0.1)
     state.step = 1
     writer.save(state, score=float("nan"))
     writer.close()
     first, second = checkpoints(tmp_path)
-    assert (first.score, first.extra) == (0.1, expected)
-    assert (second.score, second.extra) == (None, {})
+    assert (first.score, second.score) == (0.1, None)
     assert [(s.step, s.path) for s in saved] == [(0, first.path), (1, second.path)]
     assert saved[0].bytes == first.bytes == sum((first.path / name).stat().st_size for name in FILES[:2])
     assert saved[0].blocked_seconds == blocked < saved[0].seconds

@@ -1,13 +1,17 @@
 """A blocked picture is never kept, and never read again from a store that was sealed before it was blocked."""
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.ingest import blocklist
 from pipeline.ingest.blocklist import BlockList, block, parse_block_list, read_block_list, replaced_numbers
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
+from pipeline.ingest.verify import Damaged, quarantine, quarantined
 from pipeline.select.policy import Inputs
 from pipeline.train.worker import open_stream
 from tests.pipeline.stores import curate_here, tiny_experiment, write_dump
@@ -60,6 +64,47 @@ def test_the_list_only_grows(store: Store) -> None:
     block(store.path, BlockList(frozenset({"ab" * 32})))
     block(store.path, BlockList(hashes=(1,)))
     assert read_block_list(store.path / "blocklist.txt") == BlockList(frozenset({"ab" * 32}), (1,))
+
+
+def test_what_the_operator_wrote_stays_and_only_what_is_new_is_added(tmp_path: Path) -> None:
+    path = tmp_path / "blocklist.txt"
+    written = f"# ticket 12, asked by X\r\nSHA256:{'AB' * 32} # caf\xe9".encode("latin-1")
+    path.write_bytes(written)
+    block(tmp_path, BlockList(frozenset({"ab" * 32})))
+    assert path.read_bytes() == written
+    block(tmp_path, BlockList(frozenset({"ab" * 32, "cd" * 32}), (1,)))
+    assert path.read_bytes() == written + f"\n{'cd' * 32}\nphash:{1:016x}\n".encode()
+
+
+def test_two_takedowns_at_once_lose_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins while the first, which has read the list, is about to write it."""
+    replaced = blocklist.replaced
+    second = threading.Thread(target=block, args=(tmp_path, BlockList(hashes=(2,))))
+
+    def late(path: Path) -> Any:
+        if second.ident is None:
+            second.start()
+            second.join(0.5)
+        return replaced(path)
+
+    monkeypatch.setattr(blocklist, "replaced", late)
+    block(tmp_path, BlockList(hashes=(1,)))
+    second.join()
+    assert read_block_list(tmp_path / "blocklist.txt").hashes == (1, 2)
+
+
+def test_what_was_damaged_is_blocked_until_the_store_is_written_anew_and_what_the_operator_blocked_for_good(
+    store: Store, tmp_path: Path
+) -> None:
+    rows = store.index.to_pylist()
+    damaged = [Damaged(number=n, id=rows[n]["id"], file="", offset=0, why="") for n in (3, 5)]
+    block(store.path, BlockList(frozenset({rows[7]["id"]})))
+    quarantine(store, damaged)
+    block(store.path, BlockList(frozenset({rows[5]["id"]})))  # a takedown of a picture that is set aside, too
+    assert set(store.blocked) == {3, 5, 7}
+    again = curate_here(tmp_path / "dump", store.path, CurateConfig(holdout=0.2), overwrite=True)
+    assert set(again.blocked) == {5, 7}
+    assert quarantined(again) == []
 
 
 def test_a_blocked_number_is_replaced_by_its_next_neighbour() -> None:

@@ -123,11 +123,13 @@ def test_columns_can_be_named_and_a_wrong_name_says_what_there_is(tmp_path: Path
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"scan": [b"a"], "words": ["one"], "id": [1]}), path)
     assert rows(read(path, "scan", "words")) == [("x.parquet#0", b"a", ["one"], None, None)]
-    with pytest.raises(ValueError, match=r"no column of image bytes among scan \(binary\).*--image-column"):
+    with pytest.raises(
+        ValueError, match=r"no column of image bytes among scan \(binary\).*name it with image_column=NAME"
+    ):
         read(path)
     with pytest.raises(ValueError, match="no column 'id' of image bytes"):
         read(path, "id")
-    with pytest.raises(ValueError, match=r"no column 'id' of text.*--caption-column"):
+    with pytest.raises(ValueError, match=r"no column 'id' of text.*name one with caption_column=NAME"):
         read(path, "scan", "id")
 
 

@@ -181,30 +181,6 @@ def test_what_another_interrupted_curation_left_is_not_taken_for_this_one(
     assert sorted(store.paths.to_pylist()) == sorted(str(path) for path in (store.path / "shards").iterdir())
 
 
-def test_a_unit_that_kills_its_workers_costs_itself_and_is_reported(
-    source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    runs, crashes = module._run_units, [0]
-
-    def crashing(units: list[Unit], task: Any, watch: Any) -> Exception | None:
-        bad = next((unit for unit in units if unit.number == 1), None)
-        runs([unit for unit in units if unit is not bad], task, watch)
-        if bad is None:
-            return None
-        crashes[0] += 1
-        (tmp_path / "store/units/00001.attempts").write_bytes(b"..." if crashes[0] == 2 else b".")
-        return RuntimeError("SIGSEGV") if crashes[0] < 5 else None
-
-    monkeypatch.setattr(module, "_run_units", crashing)
-    monkeypatch.setattr(module, "MAX_IDLE", 2)
-    store = sealed(source)
-    assert crashes[0] == 2
-    [damage] = store.manifest.damaged
-    assert (damage.reason, damage.lost) == ("quarantined", 4)
-    assert store.manifest.lost == 4 == (store.manifest.declared or 0) - store.manifest.seen
-    assert "RuntimeError" in damage.why
-
-
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("foreign", ["readme", "manifest.json"])
 def test_a_folder_of_something_else_is_never_touched(source: Path, overwrite: bool, foreign: str) -> None:

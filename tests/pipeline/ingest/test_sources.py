@@ -222,6 +222,21 @@ def test_counts_are_declared_by_footers_stats_and_indexes(
     assert [unit.declared for unit in single.units] == [7]
 
 
+def test_a_sound_parquet_file_with_fewer_rows_than_declared_has_lost_the_others(tmp_path: Path, write: Write) -> None:
+    told = {"short": 5, "right": 3, "long": 2, "empty": 4, "bad": 7}
+    records = [{"path": f"{name}.parquet", "samples": count} for name, count in told.items()]
+    write(tmp_path, {"_MANIFEST.json": json.dumps({"files": records}), "bad.parquet": "no Parquet"})
+    for name, rows in {"short": 3, "right": 3, "long": 3, "empty": 0}.items():
+        pq.write_table(pa.table({"image": pa.array([b"x"] * rows, pa.binary())}), tmp_path / f"{name}.parquet")
+    plan = list_source(tmp_path, 2)
+    assert [(damage.shard, damage.reason, damage.saved, damage.lost) for damage in plan.damaged] == [
+        ("empty.parquet", "count_mismatch", 0, 4),
+        ("long.parquet", "count_mismatch", 3, 0),
+        ("short.parquet", "count_mismatch", 3, 2),
+    ]
+    assert plan.declared == 5 + 3 + 3 + 4 + 7
+
+
 def test_a_manifest_is_held_against_what_is_there(tmp_path: Path, write: Write, tar: Callable[..., bytes]) -> None:
     good, bad = tar({"1.jpg": b"one"}), tar({"2.jpg": b"two"})
     records = [

@@ -81,6 +81,8 @@ def test_members_are_grouped_into_samples(tar: Make) -> None:
             "b.PNG": b"one", "b.cls": "7\n",
             "._b.png": "resource fork", "a/.hidden.jpg": "hidden",
             "c.webp": b"two", "c.json": "{broken",
+            "d.jpg": b"three", "d.json": json.dumps({"label": 3, "class": "three"}), "d.cls": " \n",
+            "e.jpg": b"four", "e.json": json.dumps({"label": True, "class": None, "cls": "four"}),
         })
     )  # fmt: skip
     assert not broken
@@ -88,6 +90,8 @@ def test_members_are_grouped_into_samples(tar: Make) -> None:
         ("some.tar#a/0", b"zero", ["a cat", "grey cat"], "cat"),
         ("some.tar#b", b"one", [], "7"),
         ("some.tar#c", b"two", [], None),
+        ("some.tar#d", b"three", [], "3"),
+        ("some.tar#e", b"four", [], "four"),
     ]
 
 

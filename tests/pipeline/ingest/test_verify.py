@@ -237,6 +237,17 @@ def test_in_place_every_sample_is_compared_with_what_was_curated(tmp_path: Path)
     assert np.array_equal(after["crops"], before["crops"][left])
 
 
+def test_in_place_nothing_is_set_aside_where_the_list_of_files_is_damaged(tmp_path: Path) -> None:
+    store = curate_here(write_dump(tmp_path / "dump", 12), tmp_path / "store", CurateConfig(in_place=True))
+    change(store.path / "files.arrow", (store.path / "files.arrow").read_bytes().index(b"blue/"))
+    said = CliRunner().invoke(app, ["verify", str(store.path), "--quarantine"])
+    assert said.exit_code == 1
+    assert "files.arrow was changed after it was sealed" in said.stdout
+    assert "12 samples were not checked" in said.stdout
+    assert len(store.blocked) == 0
+    assert not (store.path / "quarantine.jsonl").exists()
+
+
 def test_a_note_that_cannot_be_read_is_refused_with_the_way_out(store: Store) -> None:
     (store.path / "quarantine.jsonl").write_text(json.dumps({"number": 1}) + "\n")
     with pytest.raises(ValueError, match=r"quarantine\.jsonl cannot be read: remove it, and `feral verify"):

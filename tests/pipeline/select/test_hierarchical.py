@@ -55,14 +55,12 @@ def test_water_is_spread_evenly():
             assert partial.min() >= shares.max() - 1
 
 
-@pytest.mark.parametrize("leaves", ["random", "nearest"])
-def test_gives_exactly_the_target_and_no_cluster_more_than_its_share(leaves):
+def test_gives_exactly_the_target_and_no_cluster_more_than_its_share():
     generator = np.random.default_rng(1)
     for trial in range(40):
         labels, count = random_tree(generator)
-        distances = generator.random(count)
         target = int(generator.integers(1, 900))
-        rows = hierarchical_sample(labels, target, trial, keys(count), leaves=leaves, distances=distances)
+        rows = hierarchical_sample(labels, target, trial, keys(count))
         assert len(rows) == min(target, count)
         assert (np.diff(rows) > 0).all()
         top = labels[2][labels[1][labels[0]]]
@@ -89,12 +87,10 @@ def test_a_sample_depends_on_ids_and_seed_not_on_the_order_of_rows():
     np.testing.assert_array_equal(np.sort(names[::-1][turned]), np.sort(names[rows]))
 
 
-def test_the_nearest_leaves_are_the_nearest():
+def test_the_first_of_each_cluster_are_those_of_the_lowest_preference():
     labels = np.array([0, 0, 0, 1, 1, 1], dtype=np.int32)
-    distances = np.array([3.0, 1.0, 2.0, 0.5, 0.1, 0.7])
-    rows = hierarchical_sample([labels], 4, 0, keys(6), leaves="nearest", distances=distances)
-    np.testing.assert_array_equal(rows, [1, 2, 3, 4])
-    np.testing.assert_array_equal(first_of_each(labels, distances, np.array([1, 2])), [1, 4, 3])
+    preference = np.array([3.0, 1.0, 2.0, 0.5, 0.1, 0.7])
+    np.testing.assert_array_equal(first_of_each(labels, preference, np.array([1, 2])), [1, 4, 3])
 
 
 def test_balances_a_mixture_of_ninety_to_ten(tmp_path):
@@ -142,13 +138,11 @@ def test_sizes_that_make_no_tree_are_refused(tmp_path, sizes):
 
 
 @pytest.mark.cluster
-def test_any_number_of_workers_grows_the_same_tree(tmp_path, ray_local):
+def test_ray_and_this_process_grow_the_same_tree(tmp_path, ray_local, monkeypatch):
     rows, _ = long_tail([900, 300, 100])
     blocks = EmbeddingBlocks.write(tmp_path / "blocks", [rows], rows=200)
-    trees = [
-        hierarchical_kmeans(blocks, (30, 5), tmp_path, iterations=5, resamplings=2, workers=workers)
-        for workers in (1, 2, 4)
-    ]
-    for tree in trees[1:]:
-        for ours, theirs in zip(tree, trees[0], strict=True):
-            assert all(a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True))
+    with_ray = hierarchical_kmeans(blocks, (30, 5), tmp_path, iterations=5, resamplings=2)
+    monkeypatch.setattr(ray_local, "is_initialized", lambda: False)
+    alone = hierarchical_kmeans(blocks, (30, 5), tmp_path, iterations=5, resamplings=2)
+    for ours, theirs in zip(with_ray, alone, strict=True):
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(ours, theirs, strict=True))

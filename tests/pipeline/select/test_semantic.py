@@ -29,20 +29,17 @@ def in_clusters(tmp_path, rows, k, block=400):
     return blocks, kmeans(blocks, k, 10)
 
 
-@pytest.mark.parametrize("keep", ["first", "outlying"])
 @pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.3])
-def test_removes_what_the_paper_removes(tmp_path, keep, epsilon):
+def test_removes_what_the_paper_removes(tmp_path, epsilon):
     rows = with_near_pairs(1500, 400)
     blocks, centroids = in_clusters(tmp_path, rows, 12)
-    labels, cosine = assign(blocks, centroids)
+    labels, _ = assign(blocks, centroids)
     kept = np.ones(len(rows), dtype=bool)
     for cluster in range(12):
         members = np.flatnonzero(labels == cluster)
-        if keep == "outlying":
-            members = members[np.argsort(cosine[members], kind="stable")]
         similarity = np.triu(rows[members] @ rows[members].T, k=1)
         kept[members] = similarity.max(axis=0, initial=0) <= 1 - epsilon
-    standing = survivors(closest_earlier(blocks, centroids, keep=keep), epsilon)
+    standing = survivors(closest_earlier(blocks, centroids), epsilon)
     np.testing.assert_array_equal(standing == np.arange(len(rows)), kept)
     assert 0 < (~kept).sum() < len(rows)
     assert kept[standing].all()  # what stands for others stays itself
@@ -55,9 +52,8 @@ def test_the_first_row_survives_unless_priority_says_otherwise(tmp_path):
     first = survivors(closest_earlier(blocks, centroids), 0.05)
     np.testing.assert_array_equal(first, np.repeat([0, 3, 6, 9], 3))
     priority = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 1, 1])
-    for keep in ("first", "outlying"):
-        standing = survivors(closest_earlier(blocks, centroids, keep=keep, priority=priority), 0.05)
-        np.testing.assert_array_equal(standing, np.repeat([2, 4, 6, 9], 3))
+    standing = survivors(closest_earlier(blocks, centroids, priority=priority), 0.05)
+    np.testing.assert_array_equal(standing, np.repeat([2, 4, 6, 9], 3))
 
 
 def test_a_chain_leads_to_a_row_that_stays(tmp_path):
@@ -127,18 +123,15 @@ def test_bounds_are_checked(tmp_path):
         survivors(closest, 0)
     with pytest.raises(ValueError, match="no epsilon between 0 and 1"):
         epsilon_for(closest, 0.9)
-    with pytest.raises(ValueError, match="use 'outlying' or 'first'"):
-        closest_earlier(blocks, centroids, keep="last")
 
 
 @pytest.mark.cluster
-def test_any_number_of_workers_finds_the_same(tmp_path, ray_local, monkeypatch):
+def test_ray_and_this_process_find_the_same(tmp_path, ray_local, monkeypatch):
     monkeypatch.setattr(semantic, "_PAIRS", 10_000)
     rows = with_near_pairs(3000, 800)
     blocks, centroids = in_clusters(tmp_path, rows, 25)
-    results = [closest_earlier(blocks, centroids, keep="outlying", probes=2, workers=workers) for workers in (1, 2, 4)]
+    with_ray = closest_earlier(blocks, centroids, probes=2)
     monkeypatch.setattr(ray_local, "is_initialized", lambda: False)
-    results.append(closest_earlier(blocks, centroids, keep="outlying", probes=2))
-    for result in results[1:]:
-        assert result.rows.tobytes() == results[0].rows.tobytes()
-        assert result.similarity.tobytes() == results[0].similarity.tobytes()
+    alone = closest_earlier(blocks, centroids, probes=2)
+    assert with_ray.rows.tobytes() == alone.rows.tobytes()
+    assert with_ray.similarity.tobytes() == alone.similarity.tobytes()
