@@ -6,6 +6,7 @@ the ledger, a few times a minute; workers never do.
 """
 
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -60,6 +61,12 @@ class Ledger:
         except DBAPIError as error:  # no database at all
             raise Unusable(ledger._said(error)) from None
         return ledger
+
+    @property
+    def named(self) -> str:
+        """What comes before `feral …` in a command for a person, so that it means this ledger wherever it is typed;
+        nothing before one that means the default."""
+        return "" if self.shown == str(Path(DEFAULT).absolute()) else f"{VARIABLE}={shlex.quote(self.shown)} "
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

@@ -291,10 +291,11 @@ class TestForAll:
         with pytest.raises(ValueError, match=r"there is no file nothing\.toml"):
             schedule("nothing.toml", "--as", kind)
 
-    @pytest.mark.parametrize(("kind", "file"), [("cron", "feral-night-run.cron"), ("systemd", "feral-night-run.service")])
+    @pytest.mark.parametrize(("kind", "suffix"), [("cron", "cron"), ("systemd", "service")])
     def test_a_ledger_that_the_cycle_names_stays_its_ledger(
-        self, here: Path, kind: str, file: str, monkeypatch: pytest.MonkeyPatch
+        self, here: Path, kind: str, suffix: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        file = f"feral-night-run.{suffix}"
         monkeypatch.setenv("FERAL_LEDGER", "another.db")
         (here / "Night Run.toml").write_text(CYCLE.format(more='ledger = "mine.db"'))
         schedule("Night Run.toml", "--as", kind)
