@@ -34,7 +34,8 @@ def tick(
     or holds, reports. ROOT/index.html shows where all dumps stand. Safe at any frequency, twice at once, and after any
     kill: the next tick goes on.
 
-    Exit status: 0 done, 10 nothing to do, 20 held by the gate, 30 a dump is quarantined or drifted, 1 error.
+    Exit status: 0 done, 10 nothing to do, 20 held by the gate, 30 a dump is quarantined or drifted, 1 error, 2 wrong
+    usage; told to stop by a signal: 128 and its number, 143 for SIGTERM.
 
     Example: feral tick --example > production.toml; feral tick production.toml
     """

@@ -138,7 +138,7 @@ class TestSystemd:
         )
         assert "systemctl --user enable --now feral-night-run.timer" in said
         service, timer = (here / "units" / f"feral-night-run.{kind}" for kind in ("service", "timer"))
-        assert "SuccessExitStatus=10 20 30\n" in service.read_text()
+        assert "SuccessExitStatus=10 20 30 143\n" in service.read_text()
         assert "Persistent=true\n" in timer.read_text()
         assert "OnCalendar=*-*-* 02:30:00 Europe/Berlin\n" in timer.read_text()
         assert "RandomizedDelaySec=300\n" in timer.read_text()
