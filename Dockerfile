@@ -13,7 +13,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY ssl_models ssl_models
 COPY pipeline pipeline
 COPY jobs jobs
-RUN /opt/venv/bin/python -m pip install --constraint constraints.txt ".[postgres]" \
+RUN /opt/venv/bin/python -m pip install --constraint constraints.txt ".[mlflow,postgres]" \
     && /opt/venv/bin/python -m pip uninstall --yes pip
 
 FROM python:3.11-slim-bookworm

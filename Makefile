@@ -30,4 +30,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo runs build *.egg-info
+	rm -rf .venv build *.egg-info

@@ -34,7 +34,10 @@ def bench(
     settings: Annotated[list[str] | None, typer.Argument(metavar="key=value …", help="sizes: images=2000 …")] = None,
     save: Annotated[Path | None, typer.Option(help="also write the tables to this file, as JSON")] = None,
 ) -> None:
-    """Measures feral itself on this machine: speed against its floor, and how good the duplicate search is."""
+    """Measures feral itself on this machine: speed against its floor, and how good the duplicate search is.
+
+    Example: feral bench stream source=photos/ rounds=2 --save stream.json
+    """
     from pipeline.settings import parse_overrides
 
     if name is None:

@@ -1,6 +1,7 @@
 """The command `feral`. Each command is a module beside this one; heavy imports happen inside the commands."""
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -30,12 +31,31 @@ from jobs import (
 )
 from pipeline.redaction import without_secrets
 
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"feral {version('feral')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
-    help="Self-supervised pretraining of vision encoders on image and image-text data as it comes.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def feral(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="print the version, and end")
+    ] = False,
+) -> None:
+    """Self-supervised pretraining of vision encoders on image and image-text data as it comes."""
+
+
 app.command("curate")(curate.curate)
 app.command("policies")(select.policies)
 app.command("select")(select.select)

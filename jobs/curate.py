@@ -1,5 +1,6 @@
 """`feral curate`: let a source of images in, and seal what is good as a store."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ History = Annotated[
     ),
 ]
 BlockListFile = Annotated[Path | None, typer.Option("--block-list", help="hashes of pictures never to be used")]
-Settings = Annotated[list[str] | None, typer.Argument(help="thresholds: min_side=64 near_distance=2 side=224 …")]
+Settings = Annotated[list[str] | None, typer.Argument(help="of `feral policies`: min_side=64 near_distance=2 …")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to run on; default: RAY_ADDRESS, else this machine")]
 
 
@@ -51,13 +52,30 @@ def curate(
 
     A killed curation goes on where it stopped when the same command is given again. STORE/data_card.html shows all that
     was decided.
+
+    Example: feral curate s3://bucket/dump --to stores/dump --policy basic min_side=128 holdout=0.05
     """
     from pipeline.ingest.config import CurateConfig
 
+    store_path(to)
     chosen, rest = policy_of(policy, settings or [])
     config = changed(CurateConfig(in_place=in_place, compressed=compressed), rest)
     inputs = inputs_of(eval_set, history, block_list)
     curate_and_tell(source, to, config, chosen, inputs, overwrite=overwrite, address=address)
+
+
+def store_path(text: str | Path) -> Path:
+    """Where a store lies, absolute.
+
+    Raises:
+        ValueError: a URI. (A `Path` of one has lost a slash.)
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(text)):
+        raise ValueError(
+            f"a store lies on a file system that all nodes mount, not at {text}; `feral curate s3://… --to FOLDER "
+            "--in-place` leaves the images in the bucket"
+        )
+    return Path(text).absolute()
 
 
 def policy_of(name: str, arguments: list[str]) -> tuple["Policy", dict[str, Any]]:

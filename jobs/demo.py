@@ -18,7 +18,9 @@ def demo(
 ) -> None:
     """Generates an uncurated dump, curates it, pretrains SimCLR on it, evaluates, and writes the report.
 
-    About three minutes on 2 cores. The same command again takes up where it stopped.
+    About five minutes on 2 cores. The same command again takes up where it stopped.
+
+    Example: feral demo --to /tmp/demo --images 2000 --images-seen 20000
     """
     from jobs.demo_dump import generate_dump
     from jobs.recipes import find_recipe

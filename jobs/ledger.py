@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from pipeline.ledger.lineage import Trained
     from pipeline.ledger.seen import Reader
 
-app = typer.Typer(help="What the ledger knows: dumps, runs, names, work; and lineage both ways.", add_completion=False)
+app = typer.Typer(add_completion=False)
 SHORT = 12  # digits of a digest: enough to find it again
 
 
 @app.callback(invoke_without_command=True)
 def overview(context: typer.Context, ledger: Where = None, as_json: AsJson = False) -> None:
-    """Names, runs, dumps and the work that is not done.
+    """What the ledger knows: names, runs, dumps and the work that is not done; lineage both ways.
 
     Example: feral ledger; feral ledger lineage champion; feral ledger saw 3f2a9c01
     """

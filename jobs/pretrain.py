@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jobs.curate import store_path
 from pipeline.redaction import typed_command
 
 if TYPE_CHECKING:
@@ -57,11 +58,13 @@ def absolute_paths(changes: dict[str, Any]) -> dict[str, Any]:
     """Workers have other working directories: stores and a run to start from are named by their absolute paths."""
     from pipeline.stream.batches import store_names
 
-    for key in ("data.store", "training.start_from", "training.continue_from"):
+    if changes.get("data.store"):
+        changes["data.store"] = str(store_path(str(changes["data.store"])))
+    for key in ("training.start_from", "training.continue_from"):
         if changes.get(key):
             changes[key] = str(Path(str(changes[key])).absolute())
     if changes.get("data.replay"):
-        changes["data.replay"] = [str(Path(name).absolute()) for name in store_names(changes["data.replay"])]
+        changes["data.replay"] = [str(store_path(name)) for name in store_names(changes["data.replay"])]
     return changes
 
 
@@ -84,7 +87,7 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
             _report(run)
     except TrainingFailed as failure:
         typer.secho(f"training failed: {failure}", fg="red", err=True)
-        typer.echo(f"the workers' logs are below {run.path / 'ray'}; the same command resumes", err=True)
+        typer.echo(f"the same command resumes; stacks of workers that hung are in {run.path / 'logs'}", err=True)
         raise typer.Exit(1) from None
     except Stopped as stopped:
         typer.echo(str(stopped))

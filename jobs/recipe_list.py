@@ -6,7 +6,10 @@ import typer
 
 
 def recipes() -> None:
-    """Lists the recipes."""
+    """Lists the recipes.
+
+    Example: feral recipes
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -23,7 +26,10 @@ def show(
     recipe: Annotated[str, typer.Argument(help="one of `feral recipes`")],
     settings: Annotated[list[str] | None, typer.Argument(metavar="key=value …", help="applied before showing")] = None,
 ) -> None:
-    """Shows a recipe's paper, measured result and command, and every setting with its meaning."""
+    """Shows a recipe's paper, measured result and command, and every setting with its meaning.
+
+    Example: feral show simclr_32px data.batch_size=512
+    """
     import inspect
 
     from rich.console import Console

@@ -10,7 +10,7 @@ from jobs.submit import ADDRESS_VARIABLES, LOCAL, check_address, connect, follow
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-app = typer.Typer(help="Jobs that `feral submit` has sent to a cluster.", add_completion=False)
+app = typer.Typer(add_completion=False)
 
 Job = Annotated[str, typer.Argument(metavar="JOB", help="an id, as `feral jobs` lists it")]
 Address = Annotated[str, typer.Option(help="the cluster's dashboard; default: as for `feral submit`")]
@@ -24,7 +24,7 @@ def overview(
         bool, typer.Option("--unauthenticated", help="allow another machine over plain http without a token")
     ] = False,
 ) -> None:
-    """The jobs of the cluster, newest last.
+    """The jobs that `feral submit` has sent to a cluster, newest last.
 
     Example: feral jobs; feral jobs log feral-pretrain-3f2a9c01; feral jobs stop feral-pretrain-3f2a9c01
     """
@@ -46,7 +46,10 @@ def overview(
 
 @app.command()
 def status(context: typer.Context, job: Job, address: Address = "") -> None:
-    """One word: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. Exit status 1 if it failed or was stopped."""
+    """One word: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. Exit status 1 if it failed or was stopped.
+
+    Example: feral jobs status feral-pretrain-3f2a9c01
+    """
     found = _found(_client(context, address), job)
     typer.echo(found.status.value)
     if found.status.value in ("FAILED", "STOPPED"):
@@ -61,7 +64,10 @@ def log(
     wait: Annotated[bool, typer.Option("--follow", help="go on until the job ends, and end as it ends")] = False,
     address: Address = "",
 ) -> None:
-    """What the job has printed."""
+    """What the job has printed.
+
+    Example: feral jobs log feral-pretrain-3f2a9c01 --follow
+    """
     client = _client(context, address)
     _found(client, job)
     if wait:
@@ -71,7 +77,10 @@ def log(
 
 @app.command()
 def stop(context: typer.Context, job: Job, address: Address = "") -> None:
-    """Lets a job save and end, and waits for that. The same `feral submit` starts it anew, and it resumes."""
+    """Lets a job save and end, and waits for that. The same `feral submit` starts it anew, and it resumes.
+
+    Example: feral jobs stop feral-pretrain-3f2a9c01
+    """
     client = _client(context, address)
     if _found(client, job).status.is_terminal():
         typer.echo(f"{job} has ended already", err=True)

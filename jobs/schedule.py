@@ -57,7 +57,6 @@ def schedule(
     from importlib.metadata import version
 
     from jobs.schedules.plan import Plan, Times
-    from pipeline.ledger.database import DEFAULT, VARIABLE
 
     on_kubernetes = scheduler in KUBERNETES
     if not on_kubernetes and not file.is_file():
@@ -71,7 +70,7 @@ def schedule(
     plan = Plan(
         name=_checked_name(name or f"feral-{re.sub('[^a-z0-9]+', '-', file.stem.lower()).strip('-')}"),
         file=str(file if on_kubernetes else file.absolute()),
-        ledger=_checked_ledger(ledger or os.environ.get(VARIABLE) or DEFAULT, file, on_kubernetes=on_kubernetes),
+        ledger=_ledger(ledger, file, on_kubernetes=on_kubernetes),
         times=Times.parse(every, at),
         time_zone=_checked_zone(time_zone),
         feral=_this_feral(),
@@ -84,10 +83,11 @@ def schedule(
         typer.echo(f"wrote {path}")
     for line in _next_steps(scheduler, plan, written):
         typer.echo(line)
-    if on_kubernetes and "://" not in plan.ledger:
+    if on_kubernetes and (plan.ledger is None or "://" not in plan.ledger):
+        named = f"{plan.ledger} is" if plan.ledger else "is what the file or FERAL_LEDGER in the pods names, else"
         typer.secho(
-            f"the ledger {plan.ledger} is a SQLite file, which the pods cannot share safely: run PostgreSQL, and give "
-            "--ledger postgresql://user@host/feral (the password as PGPASSWORD in the Secret feral-credentials)",
+            f"the ledger {named} a SQLite file, which pods cannot share safely: run PostgreSQL, and give --ledger "
+            "postgresql://user@host/feral (the password as PGPASSWORD in the Secret feral-credentials)",
             fg="yellow",
             err=True,
         )
@@ -149,9 +149,15 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _checked_ledger(ledger: str, file: Path, *, on_kubernetes: bool) -> str:
+def _ledger(given: str | None, file: Path, *, on_kubernetes: bool) -> str | None:
+    """What `--ledger` of the tick is to be; None where its file names the ledger, or what it finds in its pod."""
+    from pipeline.cycle.config import read_cycle
+    from pipeline.ledger.database import DEFAULT, VARIABLE
     from pipeline.redaction import without_secrets
 
+    if not given and (on_kubernetes or read_cycle(file).ledger):
+        return None
+    ledger = given or os.environ.get(VARIABLE) or DEFAULT
     if (hidden := without_secrets(ledger)) != ledger:
         raise ValueError(
             f"--ledger {hidden} holds a password, and the file would hold it, too: leave it out, and give it as "
@@ -159,7 +165,7 @@ def _checked_ledger(ledger: str, file: Path, *, on_kubernetes: bool) -> str:
         )
     if "://" in ledger:
         return ledger
-    return str(Path(ledger) if Path(ledger).is_absolute() else (file.parent if on_kubernetes else Path.cwd()) / ledger)
+    return str((file.parent if on_kubernetes else Path.cwd()) / ledger)
 
 
 def _checked_zone(zone: str | None) -> str | None:

@@ -119,7 +119,10 @@ def _weights_line(selection: "Selection") -> str:
 
 
 def policies() -> None:
-    """List the policies and every threshold, with its meaning."""
+    """List the policies and every threshold, with its meaning.
+
+    Example: feral policies
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -155,6 +158,8 @@ def block(
     """Take pictures out of use, for good: no run reads them again, from this moment on.
 
     The order of all other samples stays, so that runs can be resumed.
+
+    Example: feral block stores/photos takedown.txt
     """
     from pipeline.ingest.blocklist import BLOCKLIST, blocked_numbers, parse_block_list, read_block_list
     from pipeline.ingest.blocklist import block as add

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def studies() -> None:
-    """Lists the studies."""
+    """Lists the studies.
+
+    Example: feral studies
+    """
     from rich.console import Console
     from rich.table import Table
 

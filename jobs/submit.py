@@ -58,6 +58,9 @@ def submit(
     succeeded nothing happens (see --again); when it failed or was stopped it is
     started anew, and resumes from its run directory. Ctrl-C stops following, not
     the job. The exit status is 0 if the job succeeded, 1 if it did not.
+
+    Example: feral submit --python python -- pretrain simclr_32px data.store=/shared/stores/dump
+    --run /shared/runs/first
     """
     check_command(command)
     check_address(address, unauthenticated=unauthenticated)

@@ -34,7 +34,8 @@ def tick(
     or holds, reports. ROOT/index.html shows where all dumps stand. Safe at any frequency, twice at once, and after any
     kill: the next tick goes on.
 
-    Exit status: 0 done, 10 nothing to do, 20 held by the gate, 30 a dump is quarantined or drifted, 1 error.
+    Exit status: 0 done, 10 nothing to do, 20 held by the gate, 30 a dump is quarantined or drifted, 1 error, 2 wrong
+    usage; told to stop by a signal: 128 and its number, 143 for SIGTERM.
 
     Example: feral tick --example > production.toml; feral tick production.toml
     """
@@ -165,17 +166,17 @@ def _closing(found: "Pass", cycle: "Cycle", ledger: "Ledger") -> str:
     if failed := last("error", "failed"):
         return f"dump {failed.admit_no}, {failed.stage}: {failed.said}"
     if bad := last("quarantined", "drifted"):
-        return f"dump {bad.admit_no} waits for a person: {_resolve(bad.admit_no, 'put right')}"
+        return f"dump {bad.admit_no} waits for a person: {_resolve(ledger, bad.admit_no, 'put right')}"
     for finding in found.findings:
         if finding.kind in ("quarantined", "drifted") and finding.dump_id:
-            return f"{finding.name} waits for a person: {_resolve(finding.dump_id[:12], 'put right')}"
+            return f"{finding.name} waits for a person: {_resolve(ledger, finding.dump_id[:12], 'put right')}"
     if held := last("held"):
         if held.output == HARMLESS:
             return f"{held.said}; {_champion(cycle, ledger)}"
         run = _candidate_of(held, ledger)
         return (
-            f"dump {held.admit_no} waits for a person, for {held.said}; `feral promote {run} --force --reason …` "
-            f"promotes nevertheless, then {_resolve(held.admit_no, 'judged anew')}"
+            f"dump {held.admit_no} waits for a person, for {held.said}; `{ledger.named}feral promote {run} --force "
+            f"--reason …` promotes nevertheless, then {_resolve(ledger, held.admit_no, 'judged anew')}"
         )
     if found.status == "nothing":
         waiting = [finding for finding in found.findings if finding.kind == "waiting"]
@@ -186,8 +187,9 @@ def _closing(found: "Pass", cycle: "Cycle", ledger: "Ledger") -> str:
     return _champion(cycle, ledger)
 
 
-def _resolve(dump: object, what: str) -> str:
-    return f"`feral ledger retry {dump} --reason …` once it is {what}, or `feral ledger skip {dump} --reason …`"
+def _resolve(ledger: "Ledger", dump: object, what: str) -> str:
+    feral = f"{ledger.named}feral"
+    return f"`{feral} ledger retry {dump} --reason …` once it is {what}, or `{feral} ledger skip {dump} --reason …`"
 
 
 def _candidate_of(step: "Step", ledger: "Ledger") -> str:
@@ -208,7 +210,7 @@ def _champion(cycle: "Cycle", ledger: "Ledger") -> str:
     with ledger.reading() as connection:
         found = next((row for row in names(connection) if row.name == cycle.champion), None)
     if found is None:
-        return f"there is no {cycle.champion} yet; `feral ledger` shows every dump"
+        return f"there is no {cycle.champion} yet; `{ledger.named}feral ledger` shows every dump"
     run = Path(found.path).parent.parent
     return f"{cycle.champion} is {run} (step {found.step:,}); see {run / 'report.html'}"
 

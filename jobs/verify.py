@@ -27,6 +27,8 @@ def verify(
 
     A quarantine takes out of use what is damaged, and whole copies of the same files; the order of all other samples
     stays, so that runs can be resumed.
+
+    Example: feral verify stores/photos --quarantine
     """
     from pipeline.ingest.store import Store
     from pipeline.ingest.verify import quarantine as set_aside

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from pipeline.evaluate.suite import evaluate
 from pipeline.experiment import Experiment
 from pipeline.ingest.store import Store
@@ -117,11 +119,15 @@ def plan_line(experiment: Experiment, stores: Sequence[Store]) -> str:
         f"{count / size:.1f} passes over {size} images{name}"
         for count, size, name in zip(planned, sizes, names, strict=True)
     ]
+    unused = ""
+    if not experiment.cluster.use_gpu and torch.cuda.device_count():  # by NVML: no context of CUDA is made here
+        unused = "; a GPU is here and not used: cluster.use_gpu=true"
     begins = f" {'down' if training.cooldown else 'on'} from step {training.continue_step}"
     return (
         f"{experiment.objective.name} with {experiment.encoder.name} at {experiment.encoder.image_size} px: "
         f"{training.images_seen // batch} steps of {batch} images"
         f"{begins if training.continue_from else ''}, {', '.join(passes)}; learning rate "
         f"{scaled_learning_rate(experiment.optimizer, batch):.3g}; "
-        f"{experiment.cluster.workers} worker(s), {training.precision}"
+        f"{experiment.cluster.workers} worker(s) on {'GPU' if experiment.cluster.use_gpu else 'CPU'}, "
+        f"{training.precision}{unused}"
     )

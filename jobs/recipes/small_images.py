@@ -50,7 +50,7 @@ def mae_64px() -> Experiment:
     Paper: He et al. 2021, arXiv 2111.06377.
     Result: 50 classes of Tiny-ImageNet, 150,000 images seen: linear probe 28.9 % (random encoder 13.4, raw pixels
     17.9), k-NN 17.6 % (10.5, 13.6).
-    Cost: 8 minutes on 2 CPU cores.
+    Cost: 9 minutes on 2 CPU cores.
     Command: feral pretrain mae_64px data.store=STORE
     """
     return Experiment(

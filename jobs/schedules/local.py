@@ -34,8 +34,8 @@ WorkingDirectory={_literal(plan.folder)}
 # Credentials, one NAME=VALUE a line; need not exist. Readable for you alone: chmod 600.
 EnvironmentFile=-%h/.config/feral/environment
 ExecStart={" ".join(map(_word, plan.command))}
-# Nothing to do, held by the gate, quarantined: told in the log and the ledger, and no failures of the service.
-SuccessExitStatus=10 20 30
+# Nothing to do, held by the gate, quarantined (told in the log and the ledger), stopped: no failures of the service.
+SuccessExitStatus=10 20 30 143
 # A run that is stopped saves first; its workers are told by the command alone.
 KillMode=mixed
 TimeoutStopSec=300

@@ -68,7 +68,7 @@ class Plan:
 
     name: str  # letters, digits and -: of units, DAGs, Kubernetes objects
     file: str  # the production cycle
-    ledger: str  # a file's absolute path, or a URL without a password
+    ledger: str | None  # a file's absolute path, or a URL without a password; None: as `file` or the environment says
     times: Times
     time_zone: str | None  # None: the machine's
     feral: tuple[str, ...]  # the command, for schedulers of this machine: they know no PATH
@@ -79,7 +79,7 @@ class Plan:
     @property
     def arguments(self) -> list[str]:
         """Of `feral`."""
-        return ["tick", self.file, "--ledger", self.ledger]
+        return ["tick", self.file, *(["--ledger", self.ledger] if self.ledger else [])]
 
     @property
     def command(self) -> list[str]:

@@ -49,7 +49,7 @@ def export(run: Run, form: str, folder: Path, *, overwrite: bool = False) -> Exp
         try:
             chosen.write(trained, written)
         except ModuleNotFoundError as error:
-            raise ValueError(f"--to {form} needs {error.name}: pip install 'feral[{form}]'") from None
+            raise ValueError(f"--to {form} needs {error.name}: from the checkout, pip install -e '.[{form}]'") from None
         difference, missing = _tried(chosen, trained, written)
         (written / "README.md").write_text(card(trained, form, chosen, difference))
         if folder.exists():

@@ -6,6 +6,7 @@ the ledger, a few times a minute; workers never do.
 """
 
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from sqlalchemy.pool import NullPool
 from pipeline.ledger.migrations import HEAD, migrate, revision
 
 VARIABLE, DEFAULT = "FERAL_LEDGER", "runs/ledger.db"
+BEGINS = (
+    f"`feral promote RUN` and `feral tick FILE` begin one; if yours lies elsewhere, name it with --ledger or {VARIABLE}"
+)
 # File systems of several machines (and of FUSE), whose locks and shared memory SQLite's journal cannot rely on.
 NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "ceph", "afs", "beegfs", "gluster", "fuse.", "ocfs", "gfs", "pvfs")
 _BUSY_SECONDS = 30
@@ -61,6 +65,12 @@ class Ledger:
             raise Unusable(ledger._said(error)) from None
         return ledger
 
+    @property
+    def named(self) -> str:
+        """What comes before `feral …` in a command for a person, so that it means this ledger wherever it is typed;
+        nothing before one that means the default."""
+        return "" if self.shown == str(Path(DEFAULT).absolute()) else f"{VARIABLE}={shlex.quote(self.shown)} "
+
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction; no other writes meanwhile. An error undoes all of it."""
@@ -88,7 +98,7 @@ class Ledger:
                 "wrote it; use that one"
             )
         if found is None and not create:
-            raise ValueError(f"{self.shown} holds no ledger yet: `feral promote RUN` begins one")
+            raise ValueError(f"{self.shown} holds no ledger yet: {BEGINS}")
         if found != HEAD:
             with self.writing() as connection:
                 migrate(connection)
@@ -142,7 +152,7 @@ def _engine(url: URL) -> Engine:
             engine = create_engine(url, poolclass=NullPool, connect_args={"options": options, "connect_timeout": 10})
         except ImportError:
             raise ValueError(
-                "a ledger on PostgreSQL needs its driver: python -m pip install 'feral[postgres]'"
+                "a ledger on PostgreSQL needs its driver: from the checkout, pip install -e '.[postgres]'"
             ) from None
     event.listen(engine, "begin", _begin)
     return engine
@@ -174,9 +184,7 @@ def _begin(connection: Connection) -> None:
 
 def _check_file(path: Path, create: bool) -> None:
     if not path.exists() and not create:
-        raise ValueError(
-            f"there is no ledger at {path}: `feral promote RUN` begins one; else give --ledger, {VARIABLE}"
-        )
+        raise ValueError(f"there is no ledger at {path}: {BEGINS}")
     if kind := network_file_system(path):
         raise ValueError(
             f"the ledger {path} would lie on {kind}, a file system of several machines, on which SQLite loses writes: "

@@ -51,11 +51,11 @@ def _named(word: str, where: str | None) -> Run | None:
 
 
 def _known(where: str | None) -> str:
-    from pipeline.ledger.database import Ledger, is_there
+    from pipeline.ledger.database import BEGINS, Ledger, is_there
     from pipeline.ledger.promotion import names
 
     if not is_there(where):
-        return "there is none yet: `feral promote RUN` begins one"
+        return f"there is none yet: {BEGINS}"
     with Ledger.open(where).reading() as connection:
         return f"it knows {', '.join(row.name for row in names(connection)) or 'none'}"
 

@@ -63,7 +63,7 @@ def connect() -> Server:
         try:
             from mlflow import MlflowClient
         except ModuleNotFoundError as error:
-            raise NotMirrored(f"{error.name} is not installed: pip install 'feral[mlflow]'") from None
+            raise NotMirrored(f"{error.name} is not installed: from the checkout, pip install -e '.[mlflow]'") from None
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         return Server(MlflowClient(uri, uri), os.environ.get(NAME) or "feral", shown(uri))
 

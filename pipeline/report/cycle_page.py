@@ -71,6 +71,7 @@ def write_cycle_page(root: Path, ledger: Ledger, sources: Sequence[str], champio
         "file": file,
         "written": time.time(),
         "ledger": ledger.shown,
+        "feral": f"{ledger.named}feral",
         "titles": SCORE_TITLES,
     }
     return write_page(root / FILE, "cycle_page.html", content)

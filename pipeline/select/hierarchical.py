@@ -51,7 +51,7 @@ def hierarchical_kmeans(
     if not sizes or not falls or sizes[-1] < 1 or sizes[0] > len(blocks):
         raise ValueError(
             f"cluster sizes are {tuple(sizes)}, but must fall from level to level within {len(blocks)}..1, as "
-            "(10000, 1000, 100)"
+            "--clusters 10000,1000,100"
         )
     if resampled < 1 or resamplings < 0:
         raise ValueError(f"resampled is {resampled} (at least 1) and resamplings {resamplings} (at least 0)")

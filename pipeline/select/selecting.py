@@ -45,7 +45,7 @@ class ConceptsConfig(Config):
     @model_validator(mode="after")
     def _one(self) -> "ConceptsConfig":
         if (self.target is None) == (self.cap is None):
-            raise ValueError("concepts: give either the number of samples to keep or a cap")
+            raise ValueError("concepts: give either --concept-target or --concept-cap")
         return self
 
 
@@ -59,7 +59,7 @@ class SemanticConfig(Config):
     @model_validator(mode="after")
     def _one(self) -> "SemanticConfig":
         if (self.share is None) == (self.epsilon is None):
-            raise ValueError("semantic duplicates: give either the share to remove or an epsilon")
+            raise ValueError("semantic duplicates: give either --semantic-share or --semantic-epsilon")
         return self
 
 
@@ -190,7 +190,9 @@ def _concepts(config: ConceptsConfig, funnel: Funnel) -> None:
     else:
         entries = concepts_from(captions, min_count=config.min_count)
     if not entries:
-        raise ValueError(f"no word is in {config.min_count} captions: lower it, or give a file of concepts")
+        raise ValueError(
+            f"no word is in {config.min_count} captions: lower --concept-min-count, or give a file of concepts"
+        )
     matches = match_concepts(captions, entries)
     cap = config.cap or cap_for(matches, config.target or 1)
     kept, table = balance(matches, keys_of(funnel.column("id").take(pa.array(train)).to_pylist()), cap, SEED)
@@ -252,7 +254,7 @@ def _balance(config: BalanceConfig, blocks: EmbeddingBlocks, funnel: Funnel, scr
     """Draws among training samples only, as `_concepts`."""
     train = np.flatnonzero(funnel.after_test)
     if config.target > len(train):
-        raise ValueError(f"{config.target} samples are asked for, but only {len(train)} are left: lower the target")
+        raise ValueError(f"{config.target} samples are asked for, but only {len(train)} are left: lower --balance")
     blocks = blocks.subset(scratch / "train", train)
     sizes = config.sizes(len(train))
     levels = hierarchical_kmeans(blocks, sizes, scratch / "levels", seed=SEED)

@@ -108,8 +108,8 @@ def epsilon_for(closest: Closest, share: float) -> float:
     epsilon = 1 - float(ascending[len(ascending) - 1 - int(share * len(ascending))])  # the most similar row to stay
     if not 0 < epsilon < 1:
         raise ValueError(
-            f"no epsilon between 0 and 1 removes just {share:.1%} of the rows (it would be {epsilon:.3g}): look at "
-            "`removed_shares` and choose epsilon itself"
+            f"no epsilon between 0 and 1 removes just {share:.1%} of the rows (it would be {epsilon:.3g}): give "
+            "--semantic-epsilon instead, as 0.02"
         )
     return epsilon
 

