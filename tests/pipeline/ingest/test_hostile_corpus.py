@@ -38,6 +38,7 @@ from tests.pipeline.ingest.hostile import ATTACK, CASES, DOOR, MAX_MEMBERS, Dump
 from tests.pipeline.stores import curate_here
 from tests.test_architecture import ROOT, SOURCES, imported
 
+LOCK = ".store.lock"
 FAULTY = "tests.pipeline.ingest.faulty_child"
 GROWTH_MB = 400  # of this process; an image file may have 64 MB, and up to 64 MB wait for the decoder
 CHILD_MB = 300  # of the decoder
@@ -73,11 +74,12 @@ class Outcome:
 
 
 def listing(root: Path) -> dict[str, tuple[int, ...]]:
-    """Kind and, of files, size and time of change of all below a folder, but for the store and programs' own files."""
+    """Kind and, of files, size and time of change of all below a folder, but for the store, its lock, and programs' own
+    files."""
     found = {}
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in ("store", "program")]
-        for name in [*folders, *files]:
+        for name in [name for name in (*folders, *files) if name != LOCK]:
             path = os.path.join(folder, name)
             about = os.lstat(path)
             found[path] = (about.st_mode, *((about.st_size, about.st_mtime_ns) if name in files else ()))
@@ -140,7 +142,7 @@ def watched_run(root: Path) -> None:
             path, _, flags = arguments
             if isinstance(path, int) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 return
-            if not os.path.abspath(os.fsdecode(path)).startswith((f"{store}/", os.devnull)):
+            if not os.path.abspath(os.fsdecode(path)).startswith((f"{store}/", f"{root}/{LOCK}", os.devnull)):
                 events.append(f"writes {path!r}")
         elif event in WATCHED and not (event == "subprocess.Popen" and arguments[1][-1] == FAULTY):
             events.append(f"{event} {arguments!r}"[:500])
