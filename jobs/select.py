@@ -41,6 +41,8 @@ def select(
     """Make a selection of a store by another policy, without semantic duplicates, or balanced.
 
     A selection is immutable and has a digest; train on it with data.selection=NAME. Its data card shows every decision.
+
+    Example: feral select stores/dump diverse --from default --encoder runs/first --semantic-share 0.2 --balance 1000000
     """
     from pydantic import ValidationError
 
