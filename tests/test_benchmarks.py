@@ -218,6 +218,14 @@ def test_a_step_is_measured_beside_an_online_probe() -> None:
     assert row["probe's share of a core %"] >= 0
 
 
+@pytest.mark.slow
+def test_a_step_is_measured_beside_a_mirror_whose_server_is_away() -> None:
+    (table,) = run("mirror", {"model": "8", "rounds": 2, "steps": 2})
+    for row in (row_of(table, server) for server in ("refuses calls", "never answers")):
+        assert min(row["alone ms"], row["beside the mirror ms"]) > 0.1
+        assert row["mirror's share of a core %"] >= 0
+
+
 def test_different_originals_that_are_taken_for_one_are_counted() -> None:
     hashes = np.array([0b0, 0b11, 0b1111 << 40], np.uint64)
     thumbs = np.array([[50], [60], [50]], np.uint8).repeat(48, 1)

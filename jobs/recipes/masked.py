@@ -16,8 +16,8 @@ def mae_32px() -> Experiment:
     """MAE for 32-pixel images: a ViT-Ti of six blocks, 4-pixel patches, three quarters hidden.
 
     Paper: He et al. 2021, arXiv 2111.06377.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 34.9 %, linear probe 50.1 % (random encoder 27.3, 42.9) in docs/comparison.md: 100,000 images.
+    Cost: 8 minutes of training there, 2,067 MB (2 CPU cores, shared with other work).
     Command: feral pretrain mae_32px data.store=STORE
     """
     return small(MAE.Config(), _ADAM_VIT, encoder=VIT_32PX, views=CROP_ONLY)
@@ -27,8 +27,8 @@ def simmim_32px() -> Experiment:
     """SimMIM for 32-pixel images: the encoder of mae_32px, six tenths hidden in squares of 8 pixels.
 
     Paper: Xie et al. 2021, arXiv 2111.09886.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 28.0 %, linear probe 41.9 % (random encoder 27.9, 40.4) in docs/comparison.md: 100,000 images.
+    Cost: 14 minutes of training there, 2,724 MB (2 CPU cores, shared with other work).
     Command: feral pretrain simmim_32px data.store=STORE
     """
     return small(SimMIM.Config(), _ADAM_VIT, encoder=VIT_32PX, views=CROP_ONLY)

@@ -28,8 +28,8 @@ def simclr_vit_32px() -> Experiment:
     """SimCLR with the ViT of mae_32px.
 
     Paper: Chen et al. 2020, arXiv 2002.05709; with ViTs Chen, Xie, He 2021, arXiv 2104.02057, table 4.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 40.6 %, linear probe 48.9 % (random encoder 27.9, 40.4) in docs/comparison.md: 100,000 images.
+    Cost: 31 minutes of training there, 4,545 MB (2 CPU cores, shared with other work).
     Command: feral pretrain simclr_vit_32px data.store=STORE
     """
     return small(SimCLR.Config(temperature=0.2, projector_dims=(512, 128)), _ADAM, encoder=VIT_32PX, views=TWO_VIEWS)
