@@ -42,7 +42,8 @@ def promote(
     """Makes a run's encoder the champion, if it passes the gate. Exit status 20: it is held, and nothing is changed.
 
     Complete, not collapsed, no headline score worse than the champion's by more than the tolerance, one better:
-    compared query by query, at 95 %. The first champion need only be complete and not collapsed.
+    compared query by query, at 95 % (better: for all scores together). The first champion need only be complete and not
+    collapsed.
 
     Example: feral promote runs/second && feral export champion --to timm
     """

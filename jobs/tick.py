@@ -139,7 +139,10 @@ def _pass(
     found = run_pass(cycle, opened, stages, tell=say, around=lambda: connected(address, cpus=cpus))
     if found.status != "nothing" or not (cycle.root / FILE).exists():
         sources = [source.name for source in cycle.sources]
-        say(f"overview: {write_cycle_page(cycle.root, opened, sources, cycle.champion, file)}")
+        try:
+            say(f"overview: {write_cycle_page(cycle.root, opened, sources, cycle.champion, file)}")
+        except OSError as error:  # what was done stands in the ledger
+            say(f"no overview was written: {error}")
     if found.steps:
         keep_up(opened, say)
     return cycle, opened, found

@@ -20,7 +20,7 @@ from pipeline.report.scores import SCORE_TITLES
 from pipeline.stream.batches import named_store
 
 FILE = "index.html"  # in the root of a cycle
-WAITING = ("quarantined", "drifted")  # for a person, and for nothing else
+WAITING = ("quarantined", "drifted")  # states that a person alone ends
 COMPARED = "candidate and champion of then, on the same test images"
 
 
@@ -39,15 +39,16 @@ class Line:
 
     dump: Row
     outputs: Mapping[str, str]  # of the stages that are done
-    counts: Part  # of its store: seen, kept, refused
+    store: Part
     verdict: Row | None  # the event of its candidate
     scores: Sequence[Compared]
     harmful: bool  # held, and nothing goes on from it
     links: Sequence[tuple[str, str | None]]
 
     @property
-    def waits(self) -> bool:
-        return self.dump.state in WAITING
+    def candidate(self) -> str | None:
+        """Its run."""
+        return self.outputs.get("cooldown")
 
 
 def write_cycle_page(root: Path, ledger: Ledger, sources: Sequence[str], champion: str, file: Path) -> Path:
@@ -62,7 +63,7 @@ def write_cycle_page(root: Path, ledger: Ledger, sources: Sequence[str], champio
         "standing": standing,
         "verdict": _verdict(champion, standing, lines),
         "facts": _facts(champion, standing, lines),
-        "waiting": [line for line in lines if line.waits],
+        "waiting": _waiting(lines),
         "lines": lines[::-1],
         "plots": [drawn for name in HEADLINES if (drawn := _plot(name, lines)) is not None],
         "work": [row for row in found["work"] if row.dump_id in mine],
@@ -92,30 +93,32 @@ def _lines(connection: Connection, root: Path, sources: Sequence[str]) -> list[L
     for row in dumps:
         outputs = {unit.stage: unit.output for unit in units if unit.dump_id == row.dump_id and unit.output}
         verdict = next((one for one in verdicts[::-1] if one.run == outputs.get("cooldown")), None)
+        store = _store(outputs)
         own = [one.scores for one in judged if verdict is not None and one.checkpoint == verdict.checkpoint]
-        lines.append(
-            Line(
-                row, outputs, _counts(outputs), verdict, _compared(verdict, own),
-                harmful=row.state == "held" and not in_base(connection, row.dump_id), links=_links(outputs, root),
-            )
-        )  # fmt: skip
+        harmful = row.state == "held" and not in_base(connection, row.dump_id)
+        links = _links(store, outputs, root)
+        lines.append(Line(row, outputs, store, verdict, _compared(verdict, own), harmful, links))
     return lines
 
 
-def _counts(outputs: Mapping[str, str]) -> Part:
+def _store(outputs: Mapping[str, str]) -> Part:
     if "curate" not in outputs:
         return Part(missing="not curated")
-    found = Part.of(lambda: named_store(outputs["curate"]).manifest)
+    found = Part.of(lambda: named_store(outputs["curate"]))
     return found if found.content else Part(missing="its store is gone")
 
 
-def _links(outputs: Mapping[str, str], root: Path) -> list[tuple[str, str | None]]:
-    pages = []
-    if "curate" in outputs:
-        pages.append(("data card", Path(outputs["curate"].partition("@")[0]) / "data_card.html"))
+def _links(store: Part, outputs: Mapping[str, str], root: Path) -> list[tuple[str, str | None]]:
+    pages = [("data card", store.content.path / "data_card.html")] if store.content else []
     if "cooldown" in outputs:
         pages.append(("candidate", Path(outputs["cooldown"]) / "report.html"))
     return [(name, link_to(path, root)) for name, path in pages]
+
+
+def _waiting(lines: Sequence[Line]) -> list[Line]:
+    """The dumps that a person decides of; one that was held for harm only until a later one was promoted."""
+    promoted = max((line.dump.admit_no for line in lines if line.dump.state == "promoted"), default=0)
+    return [line for line in lines if line.dump.state in WAITING or (line.harmful and line.dump.admit_no > promoted)]
 
 
 def _compared(verdict: Row | None, own: Sequence[Mapping[str, float | None]]) -> list[Compared]:
@@ -133,22 +136,21 @@ def _compared(verdict: Row | None, own: Sequence[Mapping[str, float | None]]) ->
 
 
 def _verdict(champion: str, standing: Row | None, lines: Sequence[Line]) -> dict[str, Any]:
-    waiting = [f"Dump {line.dump.admit_no} is {line.dump.state}: {line.dump.reason}" for line in lines if line.waits]
+    waiting = _waiting(lines)
     newest = next((line for line in lines[::-1] if line.verdict is not None), None)
-    said = []
-    if newest is not None and newest.dump.state == "held":
-        said = [f"Dump {newest.dump.admit_no}, the newest that was judged, is held: {newest.dump.reason}"]
+    held = [newest] if newest is not None and newest.dump.state == "held" and newest not in waiting else []
+    said = [f"Dump {line.dump.admit_no} is {line.dump.state}: {line.dump.reason}" for line in (*waiting, *held)]
     if standing is None:
         title = f"Nothing is {champion} yet." if lines else "No dump has come yet."
     else:
         title = f"{champion} is {Path(standing.run).name}: {standing.reason}."
-    tone = "close" if waiting or said else "good" if standing is not None else "none"
-    return {"tone": tone, "title": title, "more": [*waiting, *said]}
+    tone = "close" if said else "good" if standing is not None else "none"
+    return {"tone": tone, "title": title, "more": said}
 
 
 def _facts(champion: str, standing: Row | None, lines: Sequence[Line]) -> list[tuple[str, str, str]]:
     """Name, value and a remark."""
-    counts = [line.counts.content for line in lines if line.counts.content]
+    counts = [line.store.content.manifest for line in lines if line.store.content]
     seen, kept = sum(one.seen for one in counts), sum(one.kept for one in counts)
     states = [line.dump.state for line in lines]
     promoted, held, ended = states.count("promoted"), states.count("held"), sum(state in ENDED for state in states)

@@ -91,6 +91,15 @@ def test_every_exit_status_and_what_it_says(production):
     assert "Traceback" not in said
 
 
+def test_a_page_that_cannot_be_written_fails_no_tick(production):
+    page = production.parent / "production" / "index.html"
+    page.mkdir(parents=True)
+    deliver(production.parent / "incoming" / "a", "a1")
+    said = feral("tick", production).output
+    assert "no overview was written: " in said
+    assert "done: champion is " in said
+
+
 def test_schedulers_read_one_object_and_may_take_only_errors_for_failures(production):
     incoming = production.parent / "incoming"
     assert json.loads(feral("tick", production, "--json", "--exit-zero").stdout)["exit"] == 10
@@ -232,4 +241,9 @@ def test_a_first_dump_a_second_and_a_copy_with_everything_real(ray_local, tmp_pa
     lineage = json.loads(feral("ledger", "lineage", "base", "--json", "--ledger", ledger).output)
     assert len(lineage["dumps"]) == 2
     assert found["names"]["base"] == lineage["checkpoint"]
+    page = Path(found["overview"]).read_text()
+    assert "data_card.html" in page
+    assert page.count("report.html") == 2
+    assert page.count("k-NN ") == 2  # a score of each candidate
+    assert "is gone" not in page
     assert json.loads(feral("tick", file, "--json", code=10).stdout)["stages"] == []
