@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.cycle.config import Cycle
 from pipeline.cycle.curating import block_listed, listed_pictures
 from pipeline.cycle.job import Ended, Job
@@ -14,7 +16,7 @@ from pipeline.ledger.records import record_checkpoint, record_run
 from pipeline.pretrain import Progress, plan_line, prepared, train, working_on
 from pipeline.redaction import typed_command
 from pipeline.run import Run
-from pipeline.stream.batches import named_store
+from pipeline.stream.batches import captioned, named_store
 from pipeline.train.continuing import continued, cooled_down
 from ssl_models.objectives import OBJECTIVES
 
@@ -109,10 +111,36 @@ def _too_few(experiment: Experiment, store: Store) -> str | None:
     return None
 
 
+def _check_judges(job: Job, experiment: Experiment, own: Store) -> None:
+    """Refuses to train what the gate would hold whatever comes of it.
+
+    Raises:
+        ValueError: a store that it will be judged on answers no question.
+    """
+    for store in [Store(path) for path in job.cycle.judge_on] or [own]:
+        train, test = store.select("train"), store.select("test")
+        labels = store.column("label").to_numpy()
+        labelled = bool((labels[test] >= 0).any())
+        classes = len(np.unique(labels[train][labels[train] >= 0]))
+        texts = experiment.context_length is not None  # then an encoder compares images with text
+        if labelled and (classes > 1 or texts):
+            continue
+        if texts and len(captioned(store, test)) > 1:
+            continue
+        captions = " and no captions" if texts else ", and this recipe compares no captions"
+        mend = "name others" if job.cycle.judge_on else "name a labelled store"
+        skip = "" if job.cycle.judge_on else f", or leave the dump out: feral ledger skip {job.dump.admit_no} --reason …"
+        raise ValueError(
+            f"{store.path} cannot judge a candidate, which would be trained and then held: its images have no labels on "
+            f"both splits{captions}; {mend} in judge_on{skip}"
+        )
+
+
 def train_inputs(job: Job, recipe: Experiment) -> Any:
     experiment, store = plateau(job, recipe), named_store(job.outputs["curate"])
     if not _too_few(experiment, store):
         experiment.check(store)
+        _check_judges(job, experiment, store)
     listed_pictures(job.cycle)  # what is wrong with a list is said before an attempt is made
     return {"experiment": experiment.digest}
 

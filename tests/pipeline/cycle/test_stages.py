@@ -18,7 +18,7 @@ from pipeline import pretrain
 from pipeline.cycle.config import Cycle
 from pipeline.cycle.curating import _room
 from pipeline.cycle.engine import run_pass
-from pipeline.cycle.job import EXIT, Pass
+from pipeline.cycle.job import EXIT, Pass, Step
 from pipeline.cycle.stages import stages_of
 from pipeline.cycle.training import _images
 from pipeline.evaluate import suite
@@ -288,3 +288,32 @@ def test_a_file_that_changes_while_it_is_read_makes_the_dump_drift(production, m
     row = production.dumps()["9-changing"]
     assert row.state == "drifted"
     assert "1 file(s) changed" in row.reason
+
+
+def test_a_dump_that_nothing_could_judge_is_not_trained_on(production, monkeypatch):
+    """It has no labels: the gate would hold the candidate, whatever it is worth."""
+    without_ray(monkeypatch)
+    production.tick()  # nothing else is under way
+    pictures = sorted(write_dump(production.root / "unlabelled", 80, 33).rglob("*.png"))
+    folder = production.root / "incoming" / "b-unlabelled"
+    folder.mkdir()
+    for picture in pictures:
+        shutil.move(picture, folder / picture.name)
+    whole(folder)
+    production.tick("curate")
+    row = production.dumps()["b-unlabelled"]
+
+    def trained(*judges: Path) -> Step:
+        monkeypatch.setattr(production, "cycle", production.cycle.model_copy(update={"judge_on": judges}))
+        (step,) = [step for step in production.tick("train").steps if step.admit_no == row.admit_no]
+        return step
+
+    unlabelled, labelled = (
+        named_store(production.output(production.dumps()[name], "curate")).path for name in ("b-unlabelled", "1-first")
+    )
+    refused = trained()
+    assert refused.kind == "error"
+    assert "no labels on both splits, and this recipe compares no captions; name a labelled store" in refused.said
+    assert f"feral ledger skip {row.admit_no}" in refused.said
+    assert "name others in judge_on" in trained(labelled, unlabelled).said
+    assert trained(labelled).kind == "done"
