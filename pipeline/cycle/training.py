@@ -127,12 +127,14 @@ def _check_judges(job: Job, experiment: Experiment, own: Store) -> None:
             continue
         if texts and len(captioned(store, test)) > 1:
             continue
-        captions = " and no captions" if texts else ", and this recipe compares no captions"
-        mend = "name others" if job.cycle.judge_on else "name a labelled store"
-        skip = "" if job.cycle.judge_on else f", or leave the dump out: feral ledger skip {job.dump.admit_no} --reason …"
+        captions = "and no captions" if texts else "and captions are nothing to this recipe"
+        way_out = "name others in judge_on"
+        if not job.cycle.judge_on:
+            skip = f"feral ledger skip {job.dump.admit_no} --reason …"
+            way_out = f"name a labelled store in judge_on, or leave the dump out: {skip}"
         raise ValueError(
-            f"{store.path} cannot judge a candidate, which would be trained and then held: its images have no labels on "
-            f"both splits{captions}; {mend} in judge_on{skip}"
+            f"{store.path} cannot judge a candidate, so that it would be trained and then held: its images have no "
+            f"labels on both splits, {captions}; {way_out}"
         )
 
 
