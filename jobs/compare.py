@@ -75,7 +75,7 @@ def train_missing(
     from pipeline.tune.compare import compare, read_trials
     from pipeline.tune.trials import concurrent_trials
 
-    trials = read_trials(found, seeds, directory, store)
+    trials = read_trials(found, seeds, directory, store, also)
     if all(trial.evaluation for trial in trials):
         return trials, at_once
     cluster = found[0].experiment.cluster

@@ -202,13 +202,13 @@ def compare(
         ValueError: a trial in `directory` was judged on another state of the store.
     """
     planned = [(contender, seed) for seed in range(seeds) for contender in found]
-    trials = read_trials(found, seeds, directory, store)
+    trials = read_trials(found, seeds, directory, store, also)
     left = [place for place, trial in enumerate(trials) if trial.evaluation is None]
     if len(left) < len(planned):
         tell(f"{len(planned) - len(left)} of {len(planned)} trials were finished before")
     if left:
         progress = Progress(
-            trials, left, concurrent, tell, lambda place: read_trial(*planned[place], directory, store), record
+            trials, left, concurrent, tell, lambda place: read_trial(*planned[place], directory, store, also), record
         )
         results = run_trials(
             _trial,
@@ -220,13 +220,15 @@ def compare(
         for result in results:
             place = result.config["place"]
             contender, seed = planned[place]
-            trials[place] = read_trial(contender, seed, directory, store, result.error)
+            trials[place] = read_trial(contender, seed, directory, store, also, result.error)
     return trials
 
 
-def read_trials(found: Sequence[Contender], seeds: int, directory: Path, store: Store) -> list[Trial]:
+def read_trials(
+    found: Sequence[Contender], seeds: int, directory: Path, store: Store, also: Sequence[str] = ()
+) -> list[Trial]:
     """The state of all trials, those of a seed together."""
-    return [read_trial(contender, seed, directory, store) for seed in range(seeds) for contender in found]
+    return [read_trial(contender, seed, directory, store, also) for seed in range(seeds) for contender in found]
 
 
 def _space(experiments: list[Experiment], left: list[int], also: Sequence[str], curves: bool) -> dict[str, Any]:
@@ -242,13 +244,19 @@ def _space(experiments: list[Experiment], left: list[int], also: Sequence[str], 
 
 
 def read_trial(
-    contender: Contender, seed: int, directory: Path, store: Store, error: BaseException | None = None
+    contender: Contender,
+    seed: int,
+    directory: Path,
+    store: Store,
+    also: Sequence[str] = (),
+    error: BaseException | None = None,
 ) -> Trial:
-    """What the run directory of a trial holds, if it is finished."""
+    """What the run directory of a trial holds, if it is finished and was asked for all of `also`."""
     experiment = contender.trial(seed)
     run = Run(trial_run(experiment, directory))
     evaluation = run.evaluation
-    if error is not None or evaluation is None or evaluation.step != experiment.total_steps:
+    judged = evaluation is not None and evaluation.step == experiment.total_steps and {*also} <= {*evaluation.also}
+    if error is not None or evaluation is None or not judged:
         return Trial(contender.recipe, seed, str(run.path), error=last_line(error) if error else None)
     if evaluation.store_digest != store.manifest.digest:
         raise ValueError(

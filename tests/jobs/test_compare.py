@@ -27,6 +27,7 @@ from pipeline.tune.compare import Contender, Trial, comparison_name, contenders,
 from pipeline.tune.comparison import PAIRS, Measure, apart, conclusions, table
 from pipeline.tune.plot import plot_comparison
 from pipeline.tune.progress import Progress
+from pipeline.tune.trials import trial_run
 from tests.pipeline.pages import ATTACK, Page, refuse_network
 from tests.pipeline.stores import curate_here, tiny_experiment, write_dump
 
@@ -336,6 +337,18 @@ def test_the_time_left_knows_which_recipe_is_slow(monkeypatch: pytest.MonkeyPatc
     assert lines[3].endswith("2 of 4 trials left, about 11 min 00 s")
     assert ended == [1, 2]
     assert lines[5] == "fast seed 1 failed, its errors are in /trial; 1 of 4 trials left, about 10 min 00 s"
+
+
+def test_a_trial_that_was_not_asked_for_everything_is_judged_again(small_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.tune.compare.cost_of", lambda rows: TrainingCost(1.0, 500, None))
+    contender = Contender("a", simclr(**{"data.store": str(small_store.path)}))
+    evaluation = trial("a", 0, 0.5, 0.6).evaluation
+    assert evaluation is not None
+    update = {"store_digest": small_store.manifest.digest, "also": ("depths", "projection")}
+    run = Run.prepare(trial_run(contender.trial(0), tmp_path), contender.trial(0), ["feral", "study"])
+    run.evaluation_file.write_text(evaluation.model_copy(update=update).model_dump_json())
+    for also, finished in (((), True), (("depths",), True), (("depths", "knowledge"), False)):
+        assert (read_trials([contender], 1, tmp_path, small_store, also)[0].evaluation is not None) == finished
 
 
 def test_cost_is_read_from_the_record():
