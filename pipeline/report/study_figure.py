@@ -22,27 +22,32 @@ def draw_study(study: Study, found: Sequence[Cell], path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    panels: dict[str, Values] = {"measured here": _measured}
-    if any(cell.point.published for cell in found):
-        panels["published"] = _published
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(5.2 * len(panels), 3.9), squeeze=False, layout="constrained",
-        sharex=study.figure == "curves",
-    )  # fmt: skip
-    for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
-        DRAWINGS[study.figure](axis, study, found, values)
-        axis.set_title(title, fontsize=10, loc="left")
-    first = next(iter(study.scores))
-    axes[0][0].set_ylabel(study.axes[0] if study.figure == "matrix" else f"{first}, %")
-    if study.figure == "profiles":
-        axes[0][0].set_ylabel("score, %")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
-    figure.suptitle("\n".join(wrap(study.question, 60 * len(panels))), fontsize=11)
+    figure = plt.figure(layout="constrained")
+    fill_figure(figure, study, found)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def fill_figure(figure: Any, study: Study, found: Sequence[Cell]) -> None:
+    """Draws the panels of a study on a figure of matplotlib, whose size it sets."""
+    panels: dict[str, Values] = {"measured here": _measured}
+    if any(cell.point.published for cell in found):
+        panels["published"] = _published
+    figure.set_size_inches(5.2 * len(panels), 3.9)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharex=study.figure == "curves")[0]
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        DRAWINGS[study.figure](axis, study, found, values)
+        axis.set_title(title, fontsize=10, loc="left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        fit = 64 * len(panels) // (max(map(len, labels)) + 8)  # letters; a line and its gap are as wide as eight
+        columns = max(1, min(fit, len(labels)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    told = len(labels) > 1 and study.figure in ("curves", "profiles")  # which score: by the legend
+    first = "score" if told else next(iter(study.scores))
+    axes[0].set_ylabel(study.axes[0] if study.figure == "matrix" else f"{first}, %")
+    figure.suptitle("\n".join(wrap(study.question, 60 * len(panels))), fontsize=11)
 
 
 def _measured(cell: Cell, title: str) -> Value | None:

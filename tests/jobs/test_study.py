@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 import jobs.studies
 from jobs.cli import app
 from jobs.studies import STUDIES, find_study
+from pipeline.evaluate.spread import Spread
 from pipeline.evaluate.suite import ON_DEMAND
 from pipeline.ingest.store import Store
 from pipeline.report.study import lines, markdown, write_study
-from pipeline.report.study_figure import draw_study
+from pipeline.report.study_figure import draw_study, fill_figure
 from pipeline.tune.compare import Trial
-from pipeline.tune.study import Point, Study, agreement, cells
+from pipeline.tune.study import Cell, Point, Study, agreement, cells
 from tests.jobs.test_compare import trial
 from tests.pipeline.stores import tiny_experiment
 
@@ -127,6 +128,20 @@ def test_files_hold_question_numbers_and_command(tmp_path: Path, figure, axes):
     assert draw_study(study, cells(study, []), tmp_path / "empty.png").exists()
     failed = [Trial(study.label(point), 0, "", error="boom") for point in study.points]
     assert "| missing |" in markdown(study, cells(study, failed), "", "")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_legend_of_every_study_is_within_its_figure(name: str):
+    from matplotlib.figure import Figure
+
+    study, figure = find_study(name)(), Figure(layout="constrained")
+    scores = {title: Spread.of([0.4]) for title in study.scores}
+    fill_figure(figure, study, [Cell(point, "", scores, {}, None, None, 0) for point in study.points])
+    figure.canvas.draw()
+    for legend in figure.legends:
+        extent = legend.get_window_extent()
+        assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
+    assert bool(figure.legends) == (study.figure != "matrix" and study.figure != "bars")
 
 
 def test_a_name_that_is_no_study_names_the_nearest():
