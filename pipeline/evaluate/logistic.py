@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,7 +71,8 @@ def fit_logistic(rows: np.ndarray, labels: np.ndarray, strength: float, iteratio
         return total / len(rows) + penalty / 2 * float(weight.square().sum()), gradient.flatten().numpy()
 
     bounds = {"maxiter": iterations, "maxls": 50, "gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps}
-    solved = minimize(loss, np.zeros((dim + 1) * free), method="L-BFGS-B", jac=True, options=bounds)
+    with threadpool_limits(1, user_api="blas"):  # on vectors so short, threads of the solver wait for each other only
+        solved = minimize(loss, np.zeros((dim + 1) * free), method="L-BFGS-B", jac=True, options=bounds)
     return folded(solved.x)[1]
 
 

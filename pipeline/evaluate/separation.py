@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pipeline.evaluate.encoders import ENCODERS
 from pipeline.evaluate.protocol import Score
@@ -65,7 +66,7 @@ def _clusters(known: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarra
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):  # k centres are too few to share out
         warnings.simplefilter("ignore", ConvergenceWarning)  # a collapsed encoder has fewer distinct embeddings than k
         found = KMeans(k, n_init=3, random_state=0).fit(known)
     return found.labels_, found.predict(queries)
