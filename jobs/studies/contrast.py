@@ -100,6 +100,7 @@ def moco_momentum() -> Study:
         name="moco_momentum",
         question="how slowly must MoCo's key encoder follow?",
         axes=("momentum",),
+        figure="bars",
         points=tuple(
             Point(
                 (momentum,),

@@ -41,7 +41,7 @@ def fill_figure(figure: Any, study: Study, found: Sequence[Cell]) -> None:
         axis.set_title(title, fontsize=10, loc="left")
     handles, labels = axes[0].get_legend_handles_labels()
     if len(labels) > 1:
-        fit = 64 * len(panels) // (max(map(len, labels)) + 8)  # letters; a line and its gap are as wide as eight
+        fit = 80 * len(panels) // (max(map(len, labels)) + 8)  # letters; a line and its gap are as wide as eight
         columns = max(1, min(fit, len(labels)))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     told = len(labels) > 1 and study.figure in ("curves", "profiles")  # which score: by the legend
@@ -100,8 +100,17 @@ def _bars(axis: Any, study: Study, found: Sequence[Cell], values: Values) -> Non
     names = [" ".join(map(str, cell.point.place)) for cell, _ in shown]
     spreads = [spread for _, (_, spread) in shown]
     axis.bar(names, [y for _, (y, _) in shown], yerr=spreads if any(spreads) else None, color=COLOURS[0], capsize=3)
-    lowest = min((y for _, (y, _) in shown), default=0)
-    axis.set_ylim(bottom=max(0.0, lowest - 8))
+    heights = [y for _, (y, _) in shown]
+    before = [100 * cell.random[first] for cell, _ in shown if values is _measured and first in cell.random]
+    if before:
+        heights.append(sum(before) / len(before))
+        axis.axhline(heights[-1], color="black", linestyle=":")
+        axis.text(
+            0.02, heights[-1], "random encoder", ha="left", va="center", fontsize=8,
+            transform=axis.get_yaxis_transform(), bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+        )  # fmt: skip
+    axis.set_ylim(bottom=max(0.0, min(heights, default=0) - 8))
+    axis.set_xlabel(", ".join(study.axes))
     axis.tick_params(axis="x", rotation=30)
     axis.grid(axis="y", alpha=0.3)
 
