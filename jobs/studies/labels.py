@@ -24,11 +24,11 @@ def _methods(published: dict[str, dict[str, float]]) -> tuple[Point, ...]:
 def few_labels() -> Study:
     """What are methods worth with 1 %, 10 % and all labels?"""
     published = {
-        "relative patch": {"1 %": 16.48, "10 %": 53.86},
-        "rotation": {"1 %": 18.98, "10 %": 54.75},
-        "DeepCluster": {"1 %": 33.44, "10 %": 52.94},
-        "instance discrimination": {"1 %": 27.95, "10 %": 57.22},
-        "MoCo v2": {"1 %": 39.07, "10 %": 61.80},
+        "relative patch": {"1 in 100 labels": 16.48, "1 in 10 labels": 53.86},
+        "rotation": {"1 in 100 labels": 18.98, "1 in 10 labels": 54.75},
+        "DeepCluster": {"1 in 100 labels": 33.44, "1 in 10 labels": 52.94},
+        "instance discrimination": {"1 in 100 labels": 27.95, "1 in 10 labels": 57.22},
+        "MoCo v2": {"1 in 100 labels": 39.07, "1 in 10 labels": 61.80},
     }
     return Study(
         name="few_labels",
@@ -38,7 +38,7 @@ def few_labels() -> Study:
         points=_methods(published),
         found="contrast is worth twice as much as pretext tasks with 1 % of the labels; with 10 % they are close",
         source=SOURCE.format("fine-tuned, where ours is a linear probe (fine-tuning: `feral finetune`)"),
-        scores={"10 %": "linear_10pct", "1 %": "linear_1pct", "100 %": "linear_top1"},
+        scores={"all labels": "linear_top1", "1 in 10 labels": "linear_10pct", "1 in 100 labels": "linear_1pct"},
     )
 
 
