@@ -15,7 +15,7 @@ def batch_size() -> Study:
     return Study(
         name="batch_size",
         question="do larger batches help, and does longer training make up for small ones?",
-        axes=("images seen", "batch"),
+        axes=("share of the images", "batch"),
         points=tuple(
             Point((length, size), simclr_32px(), {"data.batch_size": size}, length=length)
             for size in (64, 128, 256, 512)
