@@ -17,8 +17,9 @@ from pipeline.evaluate.encoders import ENCODERS, Encoders
 from pipeline.evaluate.outputs import OUTPUTS, PAIRS
 from pipeline.ingest.store import Store
 from pipeline.placement import data_nodes, training_nodes
-from pipeline.stream.batches import reading_dataset, to_batch
+from pipeline.stream.batches import to_batch
 from pipeline.stream.crops import CenterCrop, Geometry, RandomCrops
+from pipeline.stream.ray_reading import reading_dataset
 from pipeline.stream.read import Columns, Reader
 
 BATCH = 256

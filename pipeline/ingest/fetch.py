@@ -22,7 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ingest.places import LocalRanges, Place, Ranges
+from pipeline.ingest.places import Place
+from pipeline.ingest.ranges import LocalRanges, Ranges
 
 TRIES = 5
 PAUSE_SECONDS = 0.25  # before the second try; then twice as long each time, ± half: about 4 s in all

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+from typing import BinaryIO, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.ingest.ranges import LocalRanges, Ranges, RemoteFile
 from pipeline.ingest.storage import SCHEMES, opened_storage, unusable
 
 _BUFFER_BYTES = 4 * 2**20  # of one request to object storage
@@ -59,13 +60,15 @@ class Place:
             raise OSError(f"a path that {fault}")
         if self.is_local:
             return _open_local(self.folder, path)
-        return cast(BinaryIO, io.BufferedReader(_Remote(self.files, self._full(path)), _BUFFER_BYTES))
+        return cast(BinaryIO, io.BufferedReader(RemoteFile(self.files, self._full(path)), _BUFFER_BYTES))
 
-    def open_ranges(self, path: str) -> "Ranges":
+    def open_ranges(self, path: str) -> Ranges:
         """A file to be read by ranges, from several threads at once. Raises as `open`, then and in reading."""
         if fault := path_fault(path):
             raise OSError(f"a path that {fault}")
-        return LocalRanges(_open_local(self.folder, path)) if self.is_local else _Remote(self.files, self._full(path))
+        return (
+            LocalRanges(_open_local(self.folder, path)) if self.is_local else RemoteFile(self.files, self._full(path))
+        )
 
     def read(self, path: str, limit: int) -> bytes:
         """The first `limit` + 1 bytes of a file, or all: a longer result than `limit` tells that there is more."""
@@ -211,81 +214,6 @@ def _file_path(text: str) -> str:
     if uri.netloc not in ("", "localhost"):
         raise ValueError(f"{text} names the machine {uri.netloc}: a file:// source lies on this one, as file:///folder")
     return unquote(uri.path)
-
-
-class Ranges(Protocol):
-    """A file that several threads read at once."""
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """Some bytes; fewer only where the file ends (or, locally, where the system pleases)."""
-
-    def expect(self, offset: int, length: int) -> None:
-        """Tells that a range is going to be read."""
-
-
-class LocalRanges:
-    """A file of this machine, whose system reads ahead what it is told to expect."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        return os.pread(self._file.fileno(), length, offset)
-
-    def expect(self, offset: int, length: int) -> None:
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(self._file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
-
-
-def lost_connection(file: BinaryIO) -> ConnectionError | None:
-    """The error that ended the reading of a place's file, also if a parser took it for damage; None for none."""
-    return getattr(getattr(file, "raw", None), "lost", None)
-
-
-class _Remote(io.RawIOBase):
-    """A file of object storage. What fails in reading it is the connection, never the file."""
-
-    def __init__(self, files: fs.FileSystem, path: str) -> None:
-        self.lost: ConnectionError | None = None
-        try:
-            self._file = files.open_input_file(path)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise ConnectionError(f"{path} cannot be opened now: {error}") from None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            return self._file.readinto(buffer)
-        except OSError as error:
-            self.lost = ConnectionError(f"reading failed, not for the file's fault: {error}")
-            raise self.lost from None
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        try:
-            return self._file.read_at(length, offset)
-        except OSError as error:
-            raise ConnectionError(f"reading failed, not for the file's fault: {error}") from None
-
-    def expect(self, offset: int, length: int) -> None:
-        pass  # a thread reads it already
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
 
 
 def _descend(root: str, folder: str) -> int:

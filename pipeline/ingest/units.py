@@ -8,7 +8,8 @@ from typing import BinaryIO, Literal, NamedTuple
 
 from pipeline.ingest.compressed import decompressed
 from pipeline.ingest.parquet import Columns, read_parquet
-from pipeline.ingest.places import Place, lost_connection
+from pipeline.ingest.places import Place
+from pipeline.ingest.ranges import lost_connection
 from pipeline.ingest.refusals import Reason, Refusal
 from pipeline.ingest.samples import (
     MAX_CAPTION_BYTES,

@@ -19,7 +19,7 @@ from pipeline.ingest.store import Store
 from pipeline.ingest.task import curate_unit
 from pipeline.run import Run
 from pipeline.select.blocks import in_order
-from pipeline.stream.batches import read_with_ray
+from pipeline.stream.ray_reading import read_with_ray
 from pipeline.stream.read import Columns
 from pipeline.train import fit as fitting
 from pipeline.train import worker as working

@@ -51,7 +51,7 @@ def curate_here(
                 watch.take(progress)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curation, "_run_units", run)
+        patch.setattr(curation, "run_units", run)
         patch.setattr(curation, "connected", lambda address: contextlib.nullcontext())
         curation.curate(source, store, config, policy=policy, inputs=inputs, overwrite=overwrite)
     return Store(store)

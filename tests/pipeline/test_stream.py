@@ -17,7 +17,7 @@ from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
 from pipeline.select.policy import PRESETS, Inputs
 from pipeline.select.selecting import Stages, select
-from pipeline.stream import batches
+from pipeline.stream import batches, ray_reading
 from pipeline.stream.batches import captioned, to_batch
 from pipeline.stream.crops import CenterCrop, RandomCrops
 from pipeline.stream.read import Reader
@@ -169,8 +169,8 @@ def test_only_what_is_referred_to_is_read(small_store):
 @pytest.mark.parametrize(("geometry", "length"), [((224, 1), 222), ((224, 10), 22), ((16, 2), 256), ((4000, 10), 1)])
 def test_tasks_are_as_long_as_their_crops_allow(geometry, length):
     reader = Reader(CenterCrop(*geometry))
-    assert batches._block_samples(reader.sample_bytes) == length
-    assert batches._read_ahead(reader.sample_bytes, 256, 64) >= 3 * 64 * length * reader.sample_bytes
+    assert ray_reading._block_samples(reader.sample_bytes) == length
+    assert ray_reading._read_ahead(reader.sample_bytes, 256, 64) >= 3 * 64 * length * reader.sample_bytes
 
 
 def test_processes_read_the_same_batches_in_the_same_order(small_experiment, small_store):
@@ -217,7 +217,7 @@ def test_a_task_starts_where_a_cpu_is_free_and_little_waits(running, waiting, st
 @pytest.mark.parametrize("block_samples", [10, 1])  # a block a task; several
 def test_ray_data_keeps_the_order(small_experiment, small_store, ray_local, monkeypatch, block_samples):
     """Several tasks and segments, an epoch's end, a start in mid-epoch, and two ranks."""
-    monkeypatch.setattr(batches, "BLOCK_SAMPLES", block_samples)
+    monkeypatch.setattr(ray_reading, "BLOCK_SAMPLES", block_samples)
     monkeypatch.setattr(batches, "SEGMENT_SAMPLES", 160)
     stream = open_stream(small_experiment, small_store)
     for rank, world_size in ((0, 1), (1, 2)):
@@ -232,8 +232,8 @@ def test_ray_data_keeps_the_order(small_experiment, small_store, ray_local, monk
 @pytest.mark.slow
 def test_a_consumer_that_is_busy_elsewhere_is_left_alone(small_experiment, small_store, ray_local, monkeypatch):
     """Ray Data's scheduling loop runs in the training process: when it is far enough ahead it must sleep."""
-    monkeypatch.setattr(batches, "BLOCK_SAMPLES", 32)
-    monkeypatch.setattr(batches, "READ_AHEAD_BYTES", 2**22)
+    monkeypatch.setattr(ray_reading, "BLOCK_SAMPLES", 32)
+    monkeypatch.setattr(ray_reading, "READ_AHEAD_BYTES", 2**22)
     stream = open_stream(small_experiment, small_store)
     iterator = stream.distributed(0, 3000, cpus=2)
     next(iterator)

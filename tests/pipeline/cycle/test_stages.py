@@ -66,7 +66,7 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
             for progress in task(pa.table({"unit": [unit.model_dump_json()]})):
                 watch.take(progress)
 
-    patch.setattr(curation, "_run_units", units)
+    patch.setattr(curation, "run_units", units)
     patch.setattr(curation, "connected", lambda address: nullcontext())
     patch.setattr(pretrain, "fit", fit_here)
     patch.setattr(suite, "ALWAYS", {"classification": suite.ALWAYS["classification"]})
@@ -276,13 +276,13 @@ def test_a_file_that_changes_while_it_is_read_makes_the_dump_drift(production, m
     without_ray(monkeypatch)
     folder = write_dump(production.root / "incoming" / "9-changing", 60, 30)
     whole(folder)
-    read = curation._run_units
+    read = curation.run_units
 
     def changing(*arguments):
         read(*arguments)
         next(folder.rglob("*.png")).write_bytes(b"other")
 
-    monkeypatch.setattr(curation, "_run_units", changing)
+    monkeypatch.setattr(curation, "run_units", changing)
     found = production.tick("curate")
     assert EXIT[found.status] == 30
     row = production.dumps()["9-changing"]

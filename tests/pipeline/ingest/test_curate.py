@@ -24,8 +24,8 @@ from pipeline.curate import Progress, curate
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
 from pipeline.select.policy import Policy
-from pipeline.stream.batches import read_with_ray
 from pipeline.stream.crops import CenterCrop
+from pipeline.stream.ray_reading import read_with_ray
 from pipeline.stream.read import Reader
 
 pytestmark = pytest.mark.cluster

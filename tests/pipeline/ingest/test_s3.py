@@ -20,7 +20,7 @@ import pytest
 import requests
 from moto.server import ThreadedMotoServer
 
-from pipeline.ingest import fetch, places, task
+from pipeline.ingest import fetch, ranges, task
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.places import place_of
 from pipeline.ingest.samples import Broken, Sample
@@ -255,7 +255,7 @@ def test_a_task_reads_few_ranges_of_a_bucket_which_fails_now_and_then(
     reader = Reader(CenterCrop(16), place=store.place)
     references = reader.references(store, np.random.default_rng(0).permutation(26), np.zeros(26, np.int64))
     asked: list[int] = []
-    read_at, chance = places._Remote.read_at, random.Random(1)
+    read_at, chance = ranges.RemoteFile.read_at, random.Random(1)
 
     def counted(self: Any, offset: int, length: int) -> bytes:
         asked.append(length)
@@ -266,11 +266,11 @@ def test_a_task_reads_few_ranges_of_a_bucket_which_fails_now_and_then(
             raise ConnectionError("503 Slow Down")
         return read_at(self, offset, length if chance.random() < 0.7 else length // 2 + 1)
 
-    monkeypatch.setattr(places._Remote, "read_at", counted)
+    monkeypatch.setattr(ranges.RemoteFile, "read_at", counted)
     whole = reader.read(references)
     assert len(asked) == 4  # twelve neighbours, and one that lies far behind them, of each tar
     assert sum(asked) < 1_500_000
-    monkeypatch.setattr(places._Remote, "read_at", flaky)
+    monkeypatch.setattr(ranges.RemoteFile, "read_at", flaky)
     reads = [reader.read(references) for _ in range(6)]
     assert sum(columns.pop("retries").sum() for columns in reads) > 0
     for columns in reads:
@@ -279,7 +279,7 @@ def test_a_task_reads_few_ranges_of_a_bucket_which_fails_now_and_then(
     def down(self: Any, offset: int, length: int) -> bytes:
         raise ConnectionError("503 Slow Down")
 
-    monkeypatch.setattr(places._Remote, "read_at", down)
+    monkeypatch.setattr(ranges.RemoteFile, "read_at", down)
     with pytest.raises(ConnectionError, match=r"[ab]\.tar cannot be read: 503 Slow Down; tried 12 times"):
         reader.read(references)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline import curate as module
 from pipeline.curate import Progress
 from pipeline.ingest.config import CurateConfig
+from pipeline.ingest.running import _decoders_for
 from pipeline.ingest.selection import read_decisions
 from pipeline.ingest.sources import Unit
 from pipeline.ingest.store import Manifest, Store
@@ -38,7 +39,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             for progress in task(pa.table({"unit": [unit.model_dump_json()]})):
                 watch.take(progress)
 
-    monkeypatch.setattr(module, "_run_units", run)
+    monkeypatch.setattr(module, "run_units", run)
     monkeypatch.setattr(module, "connected", lambda address: io.StringIO())  # any context manager
 
 
@@ -147,16 +148,16 @@ def test_an_interrupted_curation_leaves_no_store_and_goes_on_from_the_units_that
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = curate(source, source.parent / "whole", CurateConfig(samples_per_shard=4))
-    runs = module._run_units
+    runs = module.run_units
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_run_units", lambda units, *rest: (runs(units[1:], *rest), 1 / 0))
+        patch.setattr(module, "run_units", lambda units, *rest: (runs(units[1:], *rest), 1 / 0))
         with pytest.raises(ZeroDivisionError):
             sealed(source)
     with pytest.raises(ValueError, match="interrupted curate, then run it again"):
         Store(source.parent / "store")
     done: list[int] = []
     monkeypatch.setattr(
-        module, "_run_units", lambda units, *rest: done.extend(u.number for u in units) or runs(units, *rest)
+        module, "run_units", lambda units, *rest: done.extend(u.number for u in units) or runs(units, *rest)
     )
     told: list[Progress] = []
     manifest = curate(source, source.parent / "store", CurateConfig(samples_per_shard=4), told.append)
@@ -255,4 +256,4 @@ def test_accounting_is_asserted(source: Path) -> None:
     ("units", "cpus", "decoders"), [(1, [2], 2), (1, [64, 4], 8), (3, [2], 1), (10, [16, 16], 3), (1000, [0.5], 1)]
 )
 def test_few_units_use_many_decoders(units: int, cpus: list[float], decoders: int) -> None:
-    assert module._decoders_for(units, cpus) == decoders
+    assert _decoders_for(units, cpus) == decoders

@@ -23,7 +23,7 @@ Make = Callable[..., bytes]
 
 @pytest.fixture(autouse=True)
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_run_units", run_here)
+    monkeypatch.setattr(module, "run_units", run_here)
     monkeypatch.setattr(module, "connected", lambda address: contextlib.nullcontext())
 
 
@@ -57,13 +57,13 @@ def test_what_a_task_of_another_plan_says_late_is_not_taken_for_this_one(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A command with other settings was killed; a task of it lived on until after this one began."""
-    store, runs = source.parent / "store", module._run_units
+    store, runs = source.parent / "store", module.run_units
 
     def with_a_straggler(units: list[Unit], task: Any, watch: Any) -> None:
         leave_quarantined(store, "another plan", units[0], "of other settings")
         runs(watch.pending, task, watch)
 
-    monkeypatch.setattr(module, "_run_units", with_a_straggler)
+    monkeypatch.setattr(module, "run_units", with_a_straggler)
     assert sealed(source).manifest.kept == 8
 
 
@@ -87,7 +87,7 @@ def test_a_unit_that_kills_its_workers_costs_itself_and_is_reported(
         run_here([unit for unit in units if unit is not bad], task, watch)
         return die(source, {1: next(starts)}) if bad else None
 
-    monkeypatch.setattr(module, "_run_units", crashing)
+    monkeypatch.setattr(module, "run_units", crashing)
     store = sealed(source)
     assert list(starts) == []
     [damage] = store.manifest.damaged
@@ -106,7 +106,7 @@ def test_a_unit_that_others_take_down_with_them_is_no_killer(source: Path, monke
         run_here(units, task, watch)
         return None
 
-    monkeypatch.setattr(module, "_run_units", crashing)
+    monkeypatch.setattr(module, "run_units", crashing)
     damaged = sealed(source, samples_per_shard=1).manifest.damaged
     assert [damage.shard for damage in damaged] == ["3.jpg", "4.jpg", "5.jpg"]
 
@@ -121,7 +121,7 @@ def test_whoever_reads_all_shards_gets_nothing_of_a_unit_that_was_quarantined(
                 writer.add(position, picture(position), [], {})
         return die(source, {units[-1].number: 3})
 
-    monkeypatch.setattr(module, "_run_units", crashing)
+    monkeypatch.setattr(module, "run_units", crashing)
     store = sealed(source)
     assert [damage.shard for damage in store.manifest.damaged] == ["6.jpg … 7.jpg"]
     names = sorted(path.name for path in (store.path / "shards").iterdir())
