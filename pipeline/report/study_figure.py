@@ -85,7 +85,7 @@ def _curves(axis: Any, study: Study, found: Sequence[Cell], values: Values) -> N
                 color=COLOURS[place // len(study.scores) % len(COLOURS)],
             )  # fmt: skip
     numbers = [cell.point.place[0] for cell in found if isinstance(cell.point.place[0], int | float)]
-    if len(numbers) == len(found) and min(numbers) > 0 and max(numbers) / min(numbers) >= 8:
+    if len(numbers) == len(found) and min(numbers) > 0 and max(numbers) / min(numbers) >= 4:
         axis.set_xscale("log")
         ticks = sorted(set(numbers))
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
