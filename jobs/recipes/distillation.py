@@ -22,8 +22,8 @@ def simsiam_32px() -> Experiment:
 
     Paper: Chen and He 2020, arXiv 2011.10566, appendix D: no warm-up, all parameters decay; its rate on CIFAR-10, 0.03,
     is for 800 epochs. With 0.06 in 100,000 images: 18.8 %, 22.1 %.
-    Result: k-NN 29.8 %, linear probe 32.7 % (random encoder 27.1, 31.2) in the README's comparison: a quarter of the
-    width, 100,000 images.
+    Result: k-NN 36.9 %, linear probe 41.8 % (random encoder 27.1, 31.2) with a quarter of the width on 10,000 images of
+    CIFAR-10; in the README's comparison, 100,000 images, 29.8 %, 32.7 %.
     Cost: 400,000 images, both views encoded once.
     Command: feral pretrain simsiam_32px data.store=STORE
     """
