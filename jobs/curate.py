@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.curate import Progress
     from pipeline.ingest.config import CurateConfig
+    from pipeline.ingest.running import Progress
     from pipeline.ingest.store import Store
     from pipeline.select.policy import Inputs, Policy
     from ssl_models.config import Config

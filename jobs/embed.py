@@ -9,7 +9,7 @@ import typer
 from jobs.pretrain import Address
 
 if TYPE_CHECKING:
-    from pipeline.curate import Progress
+    from pipeline.ingest.running import Progress
 
 ENCODER = "a run, or a name (champion); a folder of `feral export`; or timm:MODEL@FILE, torchvision:…, open_clip:…"
 

@@ -24,6 +24,7 @@ from pipeline.train.start import newest_of
 from ssl_models.config import Config
 from ssl_models.encoders import EncoderConfig
 from ssl_models.objectives import OBJECTIVES, ObjectiveConfig
+from ssl_models.objectives.image_text import ImageTextObjective
 from ssl_models.optimizers import OptimizerConfig
 
 # Settings that runs of version 0.1 do not have, and what they are without: then they do not count in a digest, so that
@@ -91,6 +92,11 @@ class Experiment(Config):
     @property
     def needs_labels(self) -> bool:
         return "num_classes" in type(self.objective).model_fields
+
+    @property
+    def compares_text(self) -> bool:
+        """Whether its encoder can be judged by retrieval of captions."""
+        return issubclass(OBJECTIVES[self.objective.name], ImageTextObjective)
 
     @property
     def context_length(self) -> int | None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy import Connection, Row, func, select
 
-from pipeline.curate import DECODER, NothingKept, Progress, curate
+from pipeline.curate import DECODER, NothingKept, curate
 from pipeline.cycle.config import Cycle, Source
 from pipeline.cycle.contents import Contents, read_contents
 from pipeline.cycle.delivery import child_of, still_sealed
@@ -17,6 +17,7 @@ from pipeline.cycle.job import Ended, Job
 from pipeline.ingest.blocklist import BlockList, block, read_block_list
 from pipeline.ingest.declared import MANIFEST
 from pipeline.ingest.places import place_of
+from pipeline.ingest.running import Progress
 from pipeline.ingest.selection import Selection, read_decisions, read_selection, selections_of, write_selection
 from pipeline.ingest.sources import NoSamples
 from pipeline.ingest.store import DEFAULT, Store

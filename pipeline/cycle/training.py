@@ -4,11 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.cycle.config import Cycle
 from pipeline.cycle.curating import block_listed, listed_pictures
 from pipeline.cycle.job import Ended, Job
+from pipeline.evaluate.validation import judges
 from pipeline.experiment import Experiment
 from pipeline.ingest.store import Store
 from pipeline.ledger.promotion import Named, resolve
@@ -16,7 +15,7 @@ from pipeline.ledger.records import record_checkpoint, record_run
 from pipeline.pretrain import Progress, plan_line, prepared, train, working_on
 from pipeline.redaction import typed_command
 from pipeline.run import Run
-from pipeline.stream.batches import captioned, named_store
+from pipeline.stream.batches import named_store
 from pipeline.train.continuing import continued, cooled_down
 from ssl_models.objectives import OBJECTIVES
 
@@ -118,23 +117,15 @@ def _check_judges(job: Job, experiment: Experiment, own: Store) -> None:
         ValueError: a store that it will be judged on answers no question.
     """
     for store in [Store(path) for path in job.cycle.judge_on] or [own]:
-        train, test = store.select("train"), store.select("test")
-        labels = store.column("label").to_numpy()
-        labelled = bool((labels[test] >= 0).any())
-        classes = len(np.unique(labels[train][labels[train] >= 0]))
-        texts = experiment.context_length is not None  # then an encoder compares images with text
-        if labelled and (classes > 1 or texts):
+        if judges(store, experiment):
             continue
-        if texts and len(captioned(store, test)) > 1:
-            continue
-        captions = "and no captions" if texts else "and captions are nothing to this recipe"
         way_out = "name others in judge_on"
         if not job.cycle.judge_on:
             skip = f"feral ledger skip {job.dump.admit_no} --reason …"
             way_out = f"name a labelled store in judge_on, or leave the dump out: {skip}"
         raise ValueError(
-            f"{store.path} cannot judge a candidate, so that it would be trained and then held: its images have no "
-            f"labels on both splits, {captions}; {way_out}"
+            f"{store.path} cannot judge a candidate, so that it would be trained and then held: it has no labels on "
+            f"both splits, nor captions for a recipe that compares images with text; {way_out}"
         )
 
 

@@ -14,6 +14,7 @@ from pipeline.evaluate.probes import knn_predictions, linear_predictions
 from pipeline.experiment import Experiment
 from pipeline.ingest.store import Store
 from pipeline.run import Run
+from pipeline.stream.batches import captioned
 from ssl_models.batch import uniform
 
 Metric = Literal["knn", "linear"]
@@ -98,6 +99,16 @@ def held_back(numbers: np.ndarray, most: int, share: float) -> tuple[np.ndarray,
     draws = uniform(0, 0, torch.from_numpy(np.array(numbers)), 2, "validation").numpy()
     chosen = np.sort(np.argsort(draws[:, 0])[:most])
     return np.asarray(numbers)[chosen], draws[chosen, 1] < share
+
+
+def judges(store: Store, experiment: Experiment) -> bool:
+    """Whether a store's test split can tell how good an encoder is: by labels on both splits, or by captions, where it
+    compares images with text."""
+    train, test = store.select("train"), store.select("test")
+    labels = store.column("label").to_numpy()
+    if (labels[test] >= 0).any() and len(np.unique(labels[train][labels[train] >= 0])) > 1:
+        return True
+    return experiment.compares_text and len(captioned(store, test)) > 1
 
 
 def labelled(store: Store) -> np.ndarray:

@@ -30,7 +30,6 @@ from pipeline.train.inputs import inputs_of
 from pipeline.train.record import Rows, attempts, read_all_metrics, read_events, surviving
 from pipeline.tune.finetune_table import read_table
 from ssl_models.objectives import MAE, OBJECTIVES, build_objective
-from ssl_models.objectives.image_text import ImageTextObjective
 
 
 def write_report(run: Run) -> Path:
@@ -67,7 +66,7 @@ def _content(run: Run) -> dict[str, Any]:
     rebuilt = retrieved = None  # no such section
     if issubclass(OBJECTIVES[experiment.objective.name], MAE):
         rebuilt = of_checkpoint(lambda checkpoint, store: pictures.reconstructions(experiment, checkpoint, store))
-    if issubclass(OBJECTIVES[experiment.objective.name], ImageTextObjective):
+    if experiment.compares_text:
         retrieved = of_checkpoint(lambda checkpoint, store: pictures.retrieved_captions(experiment, checkpoint, store))
     finetuned, sides = Part.of(lambda: read_table(run)), (f"from {run.path.name}", "from scratch")
     forgotten = Part.of(lambda: read_forgetting(run.path))

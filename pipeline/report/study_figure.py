@@ -1,6 +1,8 @@
 """The figure of a study: what was measured, beside what was published."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import inf
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -87,7 +89,8 @@ def _curves(axis: Any, study: Study, found: Sequence[Cell], values: Values) -> N
     numbers = [cell.point.place[0] for cell in found if isinstance(cell.point.place[0], int | float)]
     if len(numbers) == len(found) and min(numbers) > 0 and max(numbers) / min(numbers) >= 4:
         axis.set_xscale("log")
-        ticks = sorted(set(numbers))
+        ordered = [*sorted(set(numbers)), inf]
+        ticks = [low for low, high in pairwise(ordered) if high > 1.1 * low]  # far enough apart to be read
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
     axis.set_xlabel(study.axes[0])

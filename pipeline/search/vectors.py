@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.curate import Progress, curate
+from pipeline.curate import curate
 from pipeline.evaluate.embed import Embedding
 from pipeline.evaluate.encoders import Encoders
 from pipeline.ingest.config import CurateConfig
+from pipeline.ingest.running import Progress
 from pipeline.ingest.store import MANIFEST, Store
 from pipeline.ingest.write import replaced
 from pipeline.select.policy import PRESETS

@@ -12,18 +12,16 @@ from typing import Any
 import torch
 
 from pipeline.evaluate.protocol import Evaluation
-from pipeline.evaluate.validation import labelled
+from pipeline.evaluate.validation import judges
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.ingest.store import Store
 from pipeline.redaction import typed_command
 from pipeline.run import Run
-from pipeline.stream.batches import captioned
 from pipeline.train.cost import TrainingCost, cost_of
 from pipeline.train.record import append_event, read_metrics
 from pipeline.tune.progress import Progress
 from pipeline.tune.trials import Tell, last_line, run_trials, teller, trial_run
-from ssl_models.objectives import OBJECTIVES, build_objective
-from ssl_models.objectives.image_text import ImageTextObjective
+from ssl_models.objectives import build_objective
 
 METHOD = ("objective", "optimizer", "views")  # what a method may choose
 BOOKKEEPING = ("log_every", "checkpoint_every", "keep_checkpoints", "keep_best")  # of training: changes no result
@@ -48,11 +46,6 @@ class Contender:
         """Crops that the method processes of an image: "2", with local ones "2 + 6"."""
         local = self.experiment.views.local_crops
         return f"{self.experiment.num_views}" + (f" + {local}" if local else "")
-
-    @property
-    def compares_text(self) -> bool:
-        """Whether it can be judged by retrieval."""
-        return issubclass(OBJECTIVES[self.experiment.objective.name], ImageTextObjective)
 
     @property
     def parameters(self) -> int:
@@ -129,13 +122,12 @@ def refuse_unjudged(found: Sequence[Contender], store: Store) -> None:
     are judged that compare images with captions."""
     if not store.count("test"):
         raise ValueError(f"{store.path} has no test split to compare on: curate with holdout=0.1")
-    apart = [contender.recipe for contender in found if not contender.compares_text]
-    if apart or len(captioned(store, store.select("test"))) < 2:
-        try:
-            labelled(store)
-        except ValueError as error:
-            also = f"; without labels, only methods that compare images with captions can be: not {_names(apart)}"
-            raise ValueError(f"{error}{also if apart else ''}") from None
+    apart = [contender.recipe for contender in found if not judges(store, contender.experiment)]
+    if apart:
+        raise ValueError(
+            f"{store.path} has no labels on both splits to judge trials by (class folders, .cls members, a label "
+            f"column); without labels, only methods that compare images with captions can be: not {_names(apart)}"
+        )
 
 
 def _held_equal(contender: Contender) -> dict[str, Any]:

@@ -23,12 +23,13 @@ from pydantic import Field
 
 from jobs.bench import Cell, Table
 from pipeline.cluster import connected
-from pipeline.curate import Progress, curate
+from pipeline.curate import curate
 from pipeline.ingest.decode import canonical, decoded
 from pipeline.ingest.guard import DecodeLimits, GuardedDecoder
 from pipeline.ingest.language import language_of
 from pipeline.ingest.measures import measure, perceptual_hash
 from pipeline.ingest.places import place_of
+from pipeline.ingest.running import Progress
 from pipeline.ingest.store import INDEX, SHARDS, Manifest, Store
 from pipeline.ingest.units import Unit, read
 from pipeline.ingest.write import ShardWriter

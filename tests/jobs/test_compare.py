@@ -220,6 +220,9 @@ def test_methods_that_cannot_be_judged_are_refused(tmp_path: Path):
     refuse_unjudged([clip], store)
     with pytest.raises(ValueError, match=r"has no labels .* only methods that compare images with captions .* not s$"):
         refuse_unjudged([clip, Contender("s", simclr())], store)
+    captioning = Contender("c", simclr(objective={"name": "captioning", "text": text["text"]}))
+    with pytest.raises(ValueError, match=r"not c$"):  # it reads captions, and answers none
+        refuse_unjudged([captioning], store)
     with pytest.raises(ValueError, match="has no test split to compare on"):
         refuse_unjudged([clip], without)
 

@@ -313,7 +313,8 @@ def test_a_dump_that_nothing_could_judge_is_not_trained_on(production, monkeypat
     )
     refused = trained()
     assert refused.kind == "error"
-    assert "no labels on both splits, and captions are nothing to this recipe; name a labelled store" in refused.said
+    assert "no labels on both splits, nor captions for a recipe that compares images with text" in refused.said
+    assert "name a labelled store in judge_on" in refused.said
     assert f"feral ledger skip {row.admit_no}" in refused.said
     assert "name others in judge_on" in trained(labelled, unlabelled).said
     assert trained(labelled).kind == "done"

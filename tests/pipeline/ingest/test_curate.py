@@ -20,8 +20,9 @@ from PIL import Image
 
 from pipeline import curate as module
 from pipeline.cluster import UNSAFE_RAY
-from pipeline.curate import Progress, curate
+from pipeline.curate import curate
 from pipeline.ingest.config import CurateConfig
+from pipeline.ingest.running import Progress
 from pipeline.ingest.store import Store
 from pipeline.select.policy import Policy
 from pipeline.stream.crops import CenterCrop

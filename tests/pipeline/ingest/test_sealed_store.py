@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from pipeline import curate as module
-from pipeline.curate import Progress
 from pipeline.ingest.config import CurateConfig
-from pipeline.ingest.running import _decoders_for
+from pipeline.ingest.running import Progress, _decoders_for
 from pipeline.ingest.selection import read_decisions
 from pipeline.ingest.sources import Unit
 from pipeline.ingest.store import Manifest, Store
