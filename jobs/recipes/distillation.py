@@ -34,8 +34,8 @@ def dino_32px() -> Experiment:
     """DINO with the ResNet of simclr_32px, and four local crops of 16 pixels.
 
     Paper: Caron et al. 2021, arXiv 2104.14294; eight local crops of 96 pixels beside two of 224, 65,536 prototypes.
-    Result: k-NN 28.8 %, linear probe 28.6 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
-    width, 100,000 images.
+    Result: k-NN 34.9 %, linear probe 37.9 % (random encoder 27.1, 31.2) with a quarter of the width on 10,000 images of
+    CIFAR-10; in the README's comparison, 100,000 images, 28.8 %, 28.6 %.
     Cost: 400,000 images, both global views encoded with gradient and both without, the local crops as one more.
     Command: feral pretrain dino_32px data.store=STORE
     """
