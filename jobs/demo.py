@@ -18,7 +18,7 @@ def demo(
 ) -> None:
     """Generates an uncurated dump, curates it, pretrains SimCLR on it, evaluates, and writes the report.
 
-    About five minutes on 2 cores. The same command again takes up where it stopped.
+    Two minutes on 2 cores, more where they are shared. The same command again takes up where it stopped.
 
     Example: feral demo --to /tmp/demo --images 2000 --images-seen 20000
     """
