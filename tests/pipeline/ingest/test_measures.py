@@ -2,13 +2,17 @@
 
 import io
 import math
+import os
 import statistics
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from pipeline.ingest.measures import measure, perceptual_hash
+from tests.test_architecture import ROOT
 
 RNG = np.random.default_rng(0)
 
@@ -107,3 +111,21 @@ def test_the_thumb_is_the_mean_of_each_sixteenth() -> None:
     means = pixels.reshape(4, 10, 4, 20, 3).mean((1, 3))
     thumb = np.frombuffer(measure(Image.fromarray(pixels)).thumb, np.uint8).reshape(4, 4, 3)
     assert np.abs(thumb - means).max() <= 1
+
+
+@pytest.mark.parametrize("processor", ["Haswell", "SkylakeX", "Sandybridge"])
+def test_numbers_do_not_depend_on_the_processor(processor: str) -> None:
+    """Nor may a store: OpenBLAS adds in another order on each; and the decoder child has its own environment."""
+    code = (
+        "from tests.pipeline.ingest.test_measures import measure, photo\n"
+        "print([measure(photo(seed, (97 + seed, 61))) for seed in range(20)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"OPENBLAS_CORETYPE": processor},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str([measure(photo(seed, (97 + seed, 61))) for seed in range(20)])
