@@ -1,12 +1,13 @@
 """Where the work runs: the resources a run asks for, and the one place that starts or joins Ray."""
 
+import ctypes
 import logging
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pydantic import Field
 
@@ -26,6 +27,17 @@ QUIET_RAY = {
 # Of the workers that a Ray of our own starts. With Ray's 15 an online probe, at idle priority, takes a twelfth of a
 # core that trains; with this less than 1 % (Linux: 3 parts against 526), and what keeps Ray alive goes before both.
 WORKER_NICENESS = "3"
+
+# Environment of processes that run networks. They free and allocate the same large tensors again and again; glibc would
+# return them to the kernel and fault in every page anew, which was half of the time of an encoder of large maps on a
+# CPU. One arena, because the others, which threads as that of Ray Train use, cannot hold a large tensor.
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+}
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 # Each lets Ray Data run code that a data file brings along.
 UNSAFE_RAY = (
@@ -94,6 +106,14 @@ def refuse_unsafe_settings(environment: Mapping[str, str] = os.environ) -> None:
             raise ValueError(
                 f"{name} is set, which lets a data file run code here: unset it (for a cluster, where Ray was started)"
             )
+
+
+def keep_freed_memory() -> None:
+    """KEEP_FREED_MEMORY for a process that runs already, in its main thread: a fresh one takes 2 s to start. Does
+    nothing where the C library is not glibc."""
+    with suppress(AttributeError, OSError):
+        for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            ctypes.CDLL(None).mallopt(option, 2**31 - 1)
 
 
 @contextmanager

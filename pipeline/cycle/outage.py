@@ -3,6 +3,8 @@
 import errno
 import os
 
+from pipeline.ingest.storage import Unreachable
+
 _FULL = tuple(os.strerror(number).lower() for number in (errno.ENOSPC, errno.EDQUOT))
 
 
@@ -11,7 +13,7 @@ def is_outage(error: BaseException) -> bool:
     at: BaseException | None = error
     while at is not None:
         # by its text: what a worker wrote to a full disk comes here as the message of another error
-        if isinstance(at, ConnectionError) or any(full in str(at).lower() for full in _FULL):
+        if isinstance(at, (ConnectionError, Unreachable)) or any(full in str(at).lower() for full in _FULL):
             return True
         at = getattr(at, "cause", None) or at.__cause__ or at.__context__  # the first: Ray's
     return False

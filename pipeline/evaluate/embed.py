@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cluster import ClusterConfig
+from pipeline.cluster import ClusterConfig, keep_freed_memory
 from pipeline.evaluate.cache import cached
 from pipeline.evaluate.encoders import ENCODERS, Encoders
 from pipeline.evaluate.outputs import OUTPUTS, PAIRS
@@ -44,6 +44,7 @@ class Embedder:
 
     def __init__(self, encoders: Encoders, threads: int, names: tuple[str, ...], output: str) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.views = encoders.sees.views_of(encoders.augmentation if output == PAIRS else None)
         self.outputs = OUTPUTS[output]
@@ -125,7 +126,7 @@ class Embedding:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # the only way to max_restarts in 2.60
             nodes = training_nodes(self.cluster) if self.cluster.use_gpu else data_nodes()
-            data = reading_dataset(reader, references, nodes).map_batches(
+            data = reading_dataset(reader, references, nodes, _block_samples(len(numbers))).map_batches(
                 Embedder,
                 fn_constructor_args=(encoders, self.threads, names, output),
                 batch_size=BATCH,
@@ -135,6 +136,12 @@ class Embedding:
                 max_restarts=0,  # the stage fails as a whole, and the same command does it again
             )
         yield from data.iter_batches(batch_size=None, batch_format="numpy")
+
+
+def _block_samples(samples: int) -> int:
+    """That a data task hands over at once. Ray's loop needs about 30 ms for each block of an actor: as many as fit, but
+    of few samples every CPU is to have a part."""
+    return min(8 * BATCH, max(BATCH, samples // 16))
 
 
 def _geometry(encoders: Encoders, output: str) -> Geometry:

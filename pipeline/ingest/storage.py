@@ -13,6 +13,10 @@ S3_OPTIONS = ("region", "scheme", "endpoint_override", "anonymous")
 _CONNECT_SECONDS, _REQUEST_SECONDS = 5.0, 30.0
 
 
+class Unreachable(ValueError):
+    """Storage that does not answer now; that says nothing about what it holds."""
+
+
 def opened_storage(uri: str, scheme: str) -> tuple[fs.FileSystem, str, str]:
     """The file system of a URI, the path in it, and the URI as it is shown: without credentials.
 
@@ -85,9 +89,10 @@ def unusable(shown: str, error: object) -> ValueError:
                  said, re.IGNORECASE):  # fmt: skip
         way = "its credentials are refused: "
         way += "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if is_s3 else "log in with the storage's own tool"
-    elif re.search(r"NETWORK_CONNECTION|curlCode|TIMEOUT|timed out|UNAVAILABLE|connect", said):
+    elif re.search(r"NETWORK_CONNECTION|curlCode|TIMEOUT|timed out|UNAVAILABLE|SLOW_DOWN|connect", said):
         way = "its endpoint cannot be reached: check the network"
         way += ", AWS_ENDPOINT_URL, or ?endpoint_override=…&scheme=http" if is_s3 else ""
+        return Unreachable(f"{shown} cannot be used: {way} ({said})")
     else:
         way = "check its spelling, region and endpoint"
     return ValueError(f"{shown} cannot be used: {way} ({said})")

@@ -45,9 +45,9 @@ def read_with_ray(reader: Reads, references: pa.Table, batch_size: int, cpus: fl
     yield from data.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=2)
 
 
-def _block_samples(sample_bytes: int) -> int:
+def _block_samples(sample_bytes: int, most: int = BLOCK_SAMPLES) -> int:
     """The more bytes a sample has, the fewer make a block."""
-    return max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // sample_bytes))
+    return max(1, min(most, BLOCK_BYTES // sample_bytes))
 
 
 def _read_ahead(sample_bytes: int, batch_size: int, cpus: float) -> int:
@@ -57,16 +57,18 @@ def _read_ahead(sample_bytes: int, batch_size: int, cpus: float) -> int:
     return max(READ_AHEAD_BYTES, ceil(cpus) * task_bytes, 4 * batch_size * sample_bytes)
 
 
-def reading_dataset(reader: Reads, references: pa.Table, nodes: dict[str, str] | None = None):
+def reading_dataset(
+    reader: Reads, references: pa.Table, nodes: dict[str, str] | None = None, block_samples: int = BLOCK_SAMPLES
+):
     """A lazy Ray Dataset of crops, in the order of the references, made on nodes with these labels; default: those for
-    data, see `pipeline.placement.data_nodes`."""
+    data, see `pipeline.placement.data_nodes`. A block has `block_samples`, or fewer if they are large."""
     import logging
     import warnings
 
     import ray
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its notes would tear a progress line
-    length = _block_samples(reader.sample_bytes)
+    length = _block_samples(reader.sample_bytes, block_samples)
     blocks = ceil(len(references) / length)
     per_task = max(1, min(TASK_BLOCKS, blocks // 64))  # of few samples, every CPU is to have a part
     tasks = ceil(blocks / per_task)

@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from pipeline.gate import HEADLINES
 from pipeline.train.goodput import duration
 from pipeline.tune.trials import Tell
 
 if TYPE_CHECKING:
     from pipeline.tune.compare import Trial
-
-HEADLINE = 2  # scores on a line
 
 
 class Progress:
@@ -45,10 +44,8 @@ class Progress:
         self.left.discard(place)
         self.trials[place] = self.read(place)
         evaluation = self.trials[place].evaluation
-        scores = evaluation.scores if evaluation else []
-        words = ", ".join(
-            f"{score.name} {score.trained:.1%} (random {score.random_encoder:.1%})" for score in scores[:HEADLINE]
-        )
+        scores = [score for score in evaluation.scores if score.name in HEADLINES] if evaluation else []
+        words = ", ".join(f"{score.name} {score.trained:.1%} (random {score.random_encoder:.1%})" for score in scores)
         self.tell(f"{self._name(trial)}: {words} after {duration(seconds)}; {self._rest()}")
         self.record(self.trials)
 

@@ -19,7 +19,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from jobs.bench import Cell, Table
-from pipeline.cluster import ClusterConfig, connected
+from pipeline.cluster import ClusterConfig, connected, keep_freed_memory
 from pipeline.curate import curate
 from pipeline.evaluate.embed import BATCH, Embedding
 from pipeline.evaluate.encoders import RunEncoders
@@ -60,7 +60,7 @@ def main(
         run = Run.prepare(folder / "run", experiment, ["feral", "bench"])
         save_checkpoint(run.checkpoints, fresh_state(experiment, CPU), keep=1)
         encoders, numbers = RunEncoders.of(run), np.resize(np.arange(store.manifest.admitted), images)
-        with Watch() as watch:
+        with Watch("own") as watch:
             embedding = WatchedEmbedding(ClusterConfig(use_gpu=gpu), cache=run.embeddings, watch=watch)
             found, took = _timed(lambda: embedding.samples(encoders, store, numbers, ("trained",)))
             watch.phase = f"k-NN of {queries:,} images"
@@ -86,7 +86,7 @@ def main(
     ]
     return [
         Table("embedding", ("how", "images/s", "÷ plain loop", "÷ encoder alone"), speed, note),
-        Table("memory: largest process of each kind, MB resident (mapped files count while they are read)",
+        Table("memory: largest process of each kind, MB of its own (without shared memory and mapped files)",
               ("until", *KINDS), memory),
     ]  # fmt: skip
 
@@ -146,6 +146,7 @@ def _plain_loop(store: Store, encoders: RunEncoders, device: torch.device) -> Ca
 
 
 def _encoder_alone(encoders: RunEncoders, device: torch.device) -> Callable[[], int]:
+    keep_freed_memory()
     encoder, size = encoders.load()["trained"].to(device), encoders.sees.image_size
     images = torch.randn(BATCH, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
 

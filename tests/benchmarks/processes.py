@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 KINDS = ("driver", "worker", "decoder", "ray")
 _TICK, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
@@ -19,6 +19,7 @@ class Process(NamedTuple):
 
     kind: str  # of KINDS
     rss: int  # bytes
+    own: int  # of these, neither shared memory nor mapped files
     cpu: float  # seconds
 
 
@@ -31,16 +32,18 @@ class Cost(NamedTuple):
 
 def tree() -> dict[int, Process]:
     """This process and its descendants."""
-    parents, facts = dict[int, int](), dict[int, tuple[int, float]]()
+    parents, facts = dict[int, int](), dict[int, tuple[int, int, float]]()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                _, resident, shared, *_ = map(int, (entry / "statm").read_text().split())
             except OSError:  # it has ended
                 continue
             pid = int(entry.name)
             parents[pid] = int(fields[1])
-            facts[pid] = int(fields[21]) * _PAGE, (int(fields[11]) + int(fields[12])) / _TICK
+            cpu = (int(fields[11]) + int(fields[12])) / _TICK
+            facts[pid] = resident * _PAGE, (resident - shared) * _PAGE, cpu
     ours = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
@@ -76,14 +79,15 @@ def costs(repeats: int, *works: Callable[[], object]) -> list[Cost]:
 
 
 class Watch:
-    """Samples the tree in a thread: the largest process of each kind by `phase`, and the processor time in the end."""
+    """Samples the tree in a thread: the largest process of each kind by `phase`, of all that is in its memory or of its
+    own only; and the processor time in the end."""
 
-    def __init__(self, seconds: float = 0.2) -> None:
+    def __init__(self, memory: Literal["rss", "own"] = "rss", seconds: float = 0.2) -> None:
         self.phase = "start"
         self.peaks: dict[str, dict[str, int]] = {}  # phase → kind → bytes
         self.cpu: dict[int, float] = {}  # of each process, as last seen
         self._first: dict[int, float] | None = None
-        self._seconds, self._ended = seconds, threading.Event()
+        self._memory, self._seconds, self._ended = memory, seconds, threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -109,7 +113,7 @@ class Watch:
     def _look(self) -> None:
         now = self.peaks.setdefault(self.phase, dict.fromkeys(KINDS, 0))
         for pid, process in tree().items():
-            now[process.kind] = max(now[process.kind], process.rss)
+            now[process.kind] = max(now[process.kind], getattr(process, self._memory))
             self.cpu[pid] = process.cpu
 
 

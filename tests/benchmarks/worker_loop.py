@@ -18,14 +18,13 @@ import torch
 from pydantic import Field
 
 from jobs.bench import Cell, Table
-from pipeline.cluster import connected
+from pipeline.cluster import KEEP_FREED_MEMORY, connected
 from pipeline.curate import curate
 from pipeline.experiment import build_experiment
 from pipeline.ingest.config import CurateConfig
 from pipeline.run import Run
 from pipeline.stream.batches import to_batch
 from pipeline.stream.read import Columns
-from pipeline.train.fit import KEEP_FREED_MEMORY
 from pipeline.train.loop import TrainState
 from pipeline.train.worker import Start, Worker
 from ssl_models.batch import Step

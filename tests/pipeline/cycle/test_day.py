@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from pipeline.cycle.engine import run_pass
 from pipeline.cycle.job import EXIT, Ended, Job
+from pipeline.ingest.storage import unusable
 from pipeline.ledger.database import Ledger, Unusable
 from pipeline.ledger.promotion import events, names
 from pipeline.ledger.resolutions import retry
@@ -293,7 +294,10 @@ def test_for_what_another_tick_is_at_no_cluster_is_asked(tmp_path):
 def outages() -> list[Exception]:
     behind, full = ValueError("the storage does not answer"), OSError(errno.ENOSPC, "No space left on device")
     behind.__cause__ = ConnectionError("timed out")
-    return [ConnectionError("reset"), behind, full, RuntimeError(f"OSError: {full}"), Unusable("locked for too long")]
+    away = unusable("s3://dumps/a", "When listing objects: AWS Error NETWORK_CONNECTION: curlCode: 7, no connection")
+    return [
+        ConnectionError("reset"), behind, full, RuntimeError(f"OSError: {full}"), Unusable("locked for too long"), away
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("error", outages(), ids=lambda error: f"{type(error).__name__} {error}")

@@ -25,6 +25,7 @@ from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.places import place_of
 from pipeline.ingest.samples import Broken, Sample
 from pipeline.ingest.sources import Plan, list_source, read
+from pipeline.ingest.storage import Unreachable
 from pipeline.stream.crops import CenterCrop
 from pipeline.stream.read import Reader
 from tests.pipeline.stores import curate_here
@@ -176,6 +177,7 @@ def test_a_source_that_cannot_be_used_says_so_quickly(bucket: Any, uri: str, mes
     assert time.perf_counter() - began < 10
     assert "AKID" not in str(refused.value)
     assert "topsecret" not in str(refused.value)
+    assert isinstance(refused.value, Unreachable) == ("127.0.0.1:9" in uri)
 
 
 def test_refused_credentials_are_told_from_a_wrong_name(bucket: Any, endpoint: str) -> None:
