@@ -41,8 +41,8 @@ def exemplar_32px() -> Experiment:
     by up to 20 degrees, and takes patches with high gradients from larger images.
 
     Paper: Dosovitskiy et al. 2014, arXiv 1406.6909.
-    Result: k-NN 26.1 %, linear probe 29.0 % (random encoder 27.1, 31.4) in the README's comparison: a quarter of the
-    width, 100,000 images.
+    Result: k-NN 47.0 %, linear probe 49.4 % (random encoder 27.1, 31.2) with a quarter of the width on 10,000 images of
+    CIFAR-10; in the README's comparison, 100,000 images, 26.1 %, 29.0 %.
     Cost: about half of simclr_32px.
     Command: feral pretrain exemplar_32px data.store=STORE
     """

@@ -9,8 +9,8 @@ def byol_32px() -> Experiment:
     """BYOL for 32-pixel images: the encoder, batch and budget of simclr_32px.
 
     Paper: Grill et al. 2020, arXiv 2006.07733; it has LARS, batches of 4,096 and a momentum from 0.996.
-    Result: k-NN 29.5 %, linear probe 31.4 % (random encoder 25.9, 29.8) in the README's comparison: a quarter of the
-    width, 100,000 images, 2 seeds.
+    Result: k-NN 35.5 %, linear probe 40.5 % (random encoder 27.1, 31.2) with a quarter of the width on 10,000 images of
+    CIFAR-10; in the README's comparison, 100,000 images, 28.1 %, 29.5 %.
     Cost: 400,000 images, both views encoded with gradient and both without.
     Command: feral pretrain byol_32px data.store=STORE
     """
