@@ -43,7 +43,7 @@ def test_curation_is_measured_against_floors_and_a_plain_loop(ray_local: Any) ->
     sizes = {"images": 40, "side": 64, "repeats": 1, "stage_images": 200, "hashes": 1000}
     stages, whole, memory = run("curate", sizes)
     assert row_of(stages, "decode, measure, encode, in process")["× floor"] > 1  # it decodes, and does more
-    assert row_of(stages, "the same, guarded child")["CPU ms each"] > 0.1  # the child's time is counted (in ticks of 10 ms)
+    assert row_of(stages, "the same, guarded child")["CPU ms each"] > 0.1  # in ticks of 10 ms: it is counted
     assert {row[0] for row in stages.rows} >= {"tar to samples", "write shard", "near duplicates of 1,000"}
     assert "40 images in 8 tars" in whole.title
     assert row_of(whole, "curate on Ray")["images/s"] > 0
