@@ -126,7 +126,7 @@ class Embedding:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # the only way to max_restarts in 2.60
             nodes = training_nodes(self.cluster) if self.cluster.use_gpu else data_nodes()
-            data = reading_dataset(reader, references, nodes, _block_samples(len(numbers))).map_batches(
+            data = reading_dataset(reader, references, nodes, _at_once(len(numbers))).map_batches(
                 Embedder,
                 fn_constructor_args=(encoders, self.threads, names, output),
                 batch_size=BATCH,
@@ -138,8 +138,8 @@ class Embedding:
         yield from data.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def _block_samples(samples: int) -> int:
-    """That a data task hands over at once. Ray's loop needs about 30 ms for each block of an actor: as many as fit, but
+def _at_once(samples: int) -> int:
+    """How many of them a data task hands over in one block. Ray's loop needs about 30 ms for each block of an actor: as many as fit, but
     of few samples every CPU is to have a part."""
     return min(8 * BATCH, max(BATCH, samples // 16))
 

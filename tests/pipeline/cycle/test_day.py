@@ -295,9 +295,9 @@ def outages() -> list[Exception]:
     behind, full = ValueError("the storage does not answer"), OSError(errno.ENOSPC, "No space left on device")
     behind.__cause__ = ConnectionError("timed out")
     away = unusable("s3://dumps/a", "When listing objects: AWS Error NETWORK_CONNECTION: curlCode: 7, no connection")
-    return [
-        ConnectionError("reset"), behind, full, RuntimeError(f"OSError: {full}"), Unusable("locked for too long"), away
-    ]  # fmt: skip
+    busy = unusable("s3://dumps/a", "When listing objects: AWS Error SLOW_DOWN: please reduce your request rate")
+    storage = [ConnectionError("reset"), behind, away, busy]
+    return [*storage, full, RuntimeError(f"OSError: {full}"), Unusable("locked for too long")]
 
 
 @pytest.mark.parametrize("error", outages(), ids=lambda error: f"{type(error).__name__} {error}")
