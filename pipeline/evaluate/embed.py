@@ -139,8 +139,8 @@ class Embedding:
 
 
 def _at_once(samples: int) -> int:
-    """How many of them a data task hands over in one block. Ray's loop needs about 30 ms for each block of an actor: as many as fit, but
-    of few samples every CPU is to have a part."""
+    """How many of them a data task hands over in one block. Ray's loop needs about 30 ms for each block of an actor: as
+    many as fit, but of few samples every CPU is to have a part."""
     return min(8 * BATCH, max(BATCH, samples // 16))
 
 
