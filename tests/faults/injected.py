@@ -1,9 +1,7 @@
 """Faults that strike inside real workers, at a given step of a given attempt; and what a run must be equal to."""
 
-import json
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from pipeline.train.loop import train
 from pipeline.train.meter import LogRow
 from pipeline.train.record import fingerprint, read_metrics
 from pipeline.train.worker import Worker, fresh_state, open_stream, train_worker
+from tests.ranks import on_ranks
 
 Row = tuple[int, float, int]  # step, loss, fingerprint of the sample ids
 
@@ -89,18 +88,11 @@ def struck_by(*faults: Fault, seconds_a_step: float = 0.0) -> Iterator[None]:
 def undisturbed(experiment: Experiment, steps: list[int] | None = None) -> list[Row]:
     """The rows of as many processes as the experiment has workers, without Ray, faults or checkpoints; with `steps`, of
     these batches of the plan."""
-    with tempfile.TemporaryDirectory() as folder:
-        world_size = experiment.cluster.workers
-        arguments = (world_size, experiment.model_dump(mode="json"), steps or range(experiment.total_steps), folder)
-        torch.multiprocessing.spawn(_undisturbed_rank, arguments, nprocs=world_size)
-        return [(step, loss, samples) for step, loss, samples in json.loads(Path(folder, "rows").read_text())]
+    content, all_steps = experiment.model_dump(mode="json"), range(experiment.total_steps)
+    return on_ranks(_undisturbed_rank, experiment.cluster.workers, content, steps or all_steps)[0]
 
 
-def _undisturbed_rank(rank: int, world_size: int, content: dict[str, Any], steps: Sequence[int], folder: str) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))  # as a worker does
-    if world_size > 1:
-        meeting = f"file://{folder}/meeting"
-        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
+def _undisturbed_rank(rank: int, world_size: int, content: dict[str, Any], steps: Sequence[int]) -> list[Row]:
     cpu, experiment, rows = torch.device("cpu"), build_experiment(content), list[Row]()
     state, views = fresh_state(experiment, cpu), experiment.device_views()
     stream = open_stream(experiment, experiment.data.open())
@@ -119,8 +111,7 @@ def _undisturbed_rank(rank: int, world_size: int, content: dict[str, Any], steps
         account=lambda columns: (fingerprint(columns["number"], columns["visit"]), 0),
         on_log=note,
     )
-    if rank == 0:
-        Path(folder, "rows").write_text(json.dumps(rows))
+    return rows
 
 
 def begun(path: Path, experiment: Experiment) -> Run:

@@ -14,6 +14,7 @@ from ssl_models.objectives import build_objective
 from ssl_models.objectives.contrastive import SimCLR
 from ssl_models.objectives.image_text import CLIP, SigLIP
 from tests.pipeline.test_loop import run
+from tests.ranks import on_ranks
 from tests.ssl_models.cases.case import TEXT, VIT
 from tests.ssl_models.contract import batch, part
 
@@ -97,26 +98,21 @@ def test_half_precision_has_the_gradients_of_its_plain_step():
     same(step_in_parts(parts, whole, 5, half)[1], gradients(plain), atol=2e-2, rtol=0.05)
 
 
-def on_rank(rank, world_size, meeting, folder):
+def on_rank(rank, world_size):
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
     found = {}
     for name in CONFIGS:
         whole = part(batch(name, dtype=torch.float64), rank, world_size)
         loss, theirs = step_in_parts(built(name), whole, 3)
         dist.all_reduce(loss := loss.detach())
         found[name] = loss / world_size, theirs
-    torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(on_rank, (2, folder / "meeting", folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def ranks():
+    return on_ranks(on_rank, 2)
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

@@ -1,7 +1,6 @@
 """The bank's losses against slow loops and lightly, its rows, and what k ranks make of both."""
 
 import math
-import socket
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from ssl_models.objectives.banks import (
     softmax_loss,
     without_tracking,
 )
+from tests.ranks import on_ranks
 from tests.ssl_models.cases.case import RESNET, VIT
 from tests.ssl_models.contract import optimizers_of, part, step
 
@@ -277,27 +277,19 @@ def two_steps(name, rank=0, world_size=1):
     return torch.stack(losses), gradients, objective.state_dict()
 
 
-def on_rank(rank, world_size, port, folder):
+def on_rank(rank, world_size):
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     results = {}
     for name in RANK_CASES:
         results[name] = two_steps(name, rank, world_size)
         dist.all_reduce(results[name][0])
-    torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(on_rank, (2, port, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def two_ranks():
+    return on_ranks(on_rank, 2)
 
 
 @pytest.mark.parametrize("name", RANK_CASES)

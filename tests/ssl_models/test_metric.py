@@ -1,7 +1,6 @@
 """The losses of metric learning against slow loops and torch's own functions, and over two ranks."""
 
 import math
-import socket
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from torch.nn import functional as F
 
 from ssl_models.objectives.metric import LOSSES, Siamese
 from ssl_models.objectives.metric_losses import nearest_is_positive, pair_up
+from tests.ranks import on_ranks
 from tests.ssl_models.cases.case import RESNET
 
 N = 5
@@ -231,11 +231,9 @@ def test_every_loss_has_its_own_settings(loss):
     assert own.normalize == (loss != "n_pair")
 
 
-def on_rank(rank, world_size, port, folder):
+def on_rank(rank, world_size):
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     results = {}
     for name in VARIANTS:
         first, second = (part.detach().chunk(world_size)[rank].clone().requires_grad_() for part in rows(count=8))
@@ -244,18 +242,12 @@ def on_rank(rank, world_size, port, folder):
         loss = loss.detach()
         dist.all_reduce(loss)
         results[name] = loss / world_size, [gradient / world_size for gradient in gradients]
-    torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(on_rank, (2, port, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def two_ranks():
+    return on_ranks(on_rank, 2)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-import torch.multiprocessing
 
 from ssl_models.batch import Step
 from ssl_models.collectives import synchronize_batchnorm
 from ssl_models.objectives import OBJECTIVES
+from tests.ranks import on_ranks
 from tests.ssl_models.contract import CASES, batch, build, optimizers_of, part, step
 
 NAMES = sorted(OBJECTIVES)
@@ -88,14 +88,12 @@ def test_embedding_is_deterministic_and_leaves_no_trace(name):
     assert all(torch.equal(value, before[key]) for key, value in objective.state_dict().items())
 
 
-def on_rank(rank, world_size, port, folder):
+def on_rank(rank, world_size):
     """Two whole steps of every objective through real DDP on one rank of gloo, in double precision."""
     import torch.distributed as dist
 
     from pipeline.train.loop import parallel
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     results = {}
     for name in NAMES:
         objective = synchronize_batchnorm(build(name, torch.float64), torch.device("cpu"))
@@ -104,8 +102,7 @@ def on_rank(rank, world_size, port, folder):
             for loss in losses.values():
                 dist.all_reduce(loss)
                 loss /= world_size
-    torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 def two_steps(name, model, objective, rank=0, world_size=1):
@@ -123,15 +120,8 @@ def two_steps(name, model, objective, rank=0, world_size=1):
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def ranks(request, tmp_path_factory):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(on_rank, (request.param, port, folder), nprocs=request.param)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
+def ranks(request):
+    return on_ranks(on_rank, request.param)
 
 
 @pytest.mark.parametrize("name", NAMES)

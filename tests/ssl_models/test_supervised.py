@@ -1,16 +1,15 @@
 """The labelled baseline's loss against a slow loop, and its mixing of images."""
 
 import math
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing
 
 from ssl_models.batch import Step
 from ssl_models.collectives import mean_over_ranks
 from ssl_models.mixing import beta, box, mixed
 from ssl_models.objectives.supervised import Supervised, labelled_cross_entropy
+from tests.ranks import on_ranks
 from tests.ssl_models.cases.case import CLASSES, VIT
 from tests.ssl_models.contract import batch, part
 
@@ -142,30 +141,22 @@ def soft_supervised():
     return Supervised(config, VIT).double()
 
 
-def on_rank(rank, world_size, port, folder):
-    import torch.distributed as dist
-
+def on_rank(rank, world_size):
     from pipeline.train.loop import parallel
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     objective = soft_supervised().train()
     share = part(batch("supervised", dtype=torch.float64), rank, world_size)
     model = parallel(objective)  # kept: it averages while it lives
     values = model(share, Step(3, 0.5, 5))
     values["loss"].backward()
     means = {name: mean_over_ranks(value.detach()) for name, value in values.items()}
-    torch.save((means, {name: p.grad for name, p in objective.named_parameters()}), folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return means, {name: p.grad for name, p in objective.named_parameters()}
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_k_ranks_mix_what_one_does(world_size, tmp_path):
+def test_k_ranks_mix_what_one_does(world_size):
     """Losses, accuracy and gradients in double precision, through real DDP."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(on_rank, (world_size, port, tmp_path), nprocs=world_size)
+    ranks = on_ranks(on_rank, world_size)
     objective = soft_supervised().train()
     whole = batch("supervised", dtype=torch.float64)
     plain = Supervised(Supervised.Config(num_classes=CLASSES, label_smoothing=0.1), VIT).double()
@@ -173,8 +164,7 @@ def test_k_ranks_mix_what_one_does(world_size, tmp_path):
     values = objective(whole, Step(3, 0.5, 5))
     values["loss"].backward()
     assert abs(values["loss"] - plain(whole, Step(3, 0.5, 5))["loss"]) > 1e-3  # it does mix
-    for rank in range(world_size):
-        theirs, gradients = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for theirs, gradients in ranks:
         for name, value in values.items():
             assert torch.allclose(theirs[name], value, atol=1e-10, rtol=0), name
         for name, parameter in objective.named_parameters():
