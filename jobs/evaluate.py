@@ -1,16 +1,18 @@
 """`feral evaluate` and `feral report`: the last stages of a run again; and any encoder on any store."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.pretrain import Address, print_scores
+from jobs.pretrain import Address, StepProgress, failures_told, print_scores
 from pipeline.redaction import typed_command
 
 if TYPE_CHECKING:
     from pipeline.evaluate.transfer import Judged
+    from pipeline.run import Run
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="directory of a run, or a name: champion")]
 Encoder = Annotated[
@@ -42,6 +44,14 @@ Masks = Annotated[
 Layers = Annotated[
     bool, typer.Option("--layers", help="with --masks: also by the maps of the last four stages or blocks, joined")
 ]
+Supervised = Annotated[
+    bool,
+    typer.Option(
+        "--supervised",
+        help="of a run: beside each score its supervised twin, the same encoder trained by labels on the same images; "
+        "trained in RUN/supervised if it is not there yet, which takes as long as training the run, or less",
+    ),
+]
 Chain = Annotated[
     bool, typer.Option("--chain", help="encoders and stores are those of one training that goes on, oldest first")
 ]
@@ -54,6 +64,7 @@ def evaluate(
     also: Also = None,
     masks: Masks = None,
     layers: Layers = False,
+    supervised: Supervised = False,
     chain: Chain = False,
     address: Address = None,
 ) -> None:
@@ -63,12 +74,8 @@ def evaluate(
 
     Example: feral evaluate runs/simclr timm:resnet18@weights.safetensors --on stores/cifar10 --on stores/pets
     """
-    from pipeline.cluster import connected
-    from pipeline.evaluate.masks import read_segmented
-    from pipeline.evaluate.suite import evaluate as judge
     from pipeline.evaluate.transfer import refuse_unknown
     from pipeline.ledger.names import run_called
-    from pipeline.report.run_report import write_report
 
     refuse_unknown(also or [])
     if layers and masks is None:
@@ -76,24 +83,45 @@ def evaluate(
     if chain and len(encoders) < 2:
         raise ValueError("--chain compares an encoder with earlier ones: name two or more, oldest first")
     opened = None if on or len(encoders) > 1 else run_called(encoders[0])
+    if opened is None and supervised:
+        raise ValueError("--supervised trains the twin of a run, for its own store: name one run, and leave out --on")
     if opened is None:
         found = _judge_all(encoders, on or [], to, also or [], masks, layers, address)
         if chain:
             _tell_forgotten(found, encoders[-1], to)
         return
-    pictures = read_segmented(masks, opened.experiment.encoder.image_size) if masks else None
+    _judge_run(opened, also or [], masks, layers, supervised, address)
+
+
+def _judge_run(
+    run: "Run", also: list[str], masks: str | None, layers: bool, supervised: bool, address: str | None
+) -> None:
+    from pipeline.cluster import connected
+    from pipeline.evaluate.masks import read_segmented
+    from pipeline.evaluate.suite import evaluate as judge
+    from pipeline.evaluate.suite import expected
+    from pipeline.evaluate.twin import twin_of
+    from pipeline.report.run_report import write_report
+    from pipeline.supervised import train_twin, twin_experiment
+    from ssl_models.objectives import OBJECTIVES
+
+    experiment = twin_experiment(run) if supervised else None
+    pictures = read_segmented(masks, run.experiment.encoder.image_size) if masks else None
     if pictures:
         typer.echo(pictures.told)
-    with connected(address, cpus=opened.experiment.cluster.cpus):
-        shown = judge(
-            opened,
-            lambda name: typer.echo(f"evaluating: {name}"),
-            also=also or [],
-            pictures=pictures,
-            joined=layers,
-        )
-        print_scores(shown)
-    typer.echo(f"report {write_report(opened)}")
+    with connected(address, cpus=run.experiment.cluster.cpus):
+        if experiment:
+            with failures_told(twin_of(run).path):
+                twin = train_twin(run, experiment, typed_command(), StepProgress, typer.echo)
+            asked = [*expected(OBJECTIVES[run.experiment.objective.name]), *also]
+            judge(twin, _tell("the supervised twin, "), also=asked, pictures=pictures, joined=layers)
+            typer.echo(f"report {write_report(twin)}")
+        print_scores(judge(run, _tell(), also=also, pictures=pictures, joined=layers))
+    typer.echo(f"report {write_report(run)}")
+
+
+def _tell(of: str = "") -> Callable[[str], None]:
+    return lambda stage: typer.echo(f"evaluating: {of}{stage}")
 
 
 def _judge_all(

@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,23 +78,30 @@ def pretrain_run(experiment: "Experiment", path: Path, address: str | None = Non
         typer.Exit: training failed (1), or was told to stop by a signal (128 + its number); the state is saved.
     """
     from pipeline.pretrain import plan_line, prepared, working_on
-    from pipeline.train.fit import Stopped, TrainingFailed
 
     experiment = prepared(experiment, path)
+    with failures_told(path.absolute()), working_on(experiment, path, typed_command(), typer.echo) as run:
+        typer.echo(f"run {run.path}")
+        typer.echo(plan_line(experiment, experiment.open_stores()))
+        _train_and_judge(run, address)
+        _report(run)
+    return run
+
+
+@contextmanager
+def failures_told(run: Path) -> Iterator[None]:
+    """Training of the run that ends early within the block ends the command, in words for a person."""
+    from pipeline.train.fit import Stopped, TrainingFailed
+
     try:
-        with working_on(experiment, path, typed_command(), typer.echo) as run:
-            typer.echo(f"run {run.path}")
-            typer.echo(plan_line(experiment, experiment.open_stores()))
-            _train_and_judge(run, address)
-            _report(run)
+        yield
     except TrainingFailed as failure:
         typer.secho(f"training failed: {failure}", fg="red", err=True)
-        typer.echo(f"the same command resumes; stacks of workers that hung are in {run.path / 'logs'}", err=True)
+        typer.echo(f"the same command resumes; stacks of workers that hung are in {run / 'logs'}", err=True)
         raise typer.Exit(1) from None
     except Stopped as stopped:
         typer.echo(str(stopped))
         raise typer.Exit(128 + stopped.signal) from None
-    return run
 
 
 def _train_and_judge(run: "Run", address: str | None) -> None:
@@ -185,10 +194,11 @@ def print_scores(evaluation: "Evaluation | None") -> None:
 
     from pipeline.evaluate.health import complaint
 
-    table = Table("score", "trained", "random encoder", "raw pixels", "chance", "test images")
+    columns = evaluation.columns
+    table = Table("score", *columns.values(), "test images")
     for score in evaluation.scores:
-        values = (score.trained, score.random_encoder, score.raw_pixels, score.chance)
-        table.add_row(score.name, *map(score.shown, values), str(score.num_queries))
+        values = (score.shown(getattr(score, name)) for name in columns)
+        table.add_row(score.name, *values, str(score.num_queries))
     if evaluation.scores:
         Console(width=max(Console().width, 100)).print(table)  # narrower, the names are cut
     if evaluation.health and (fault := complaint(**evaluation.health)):

@@ -34,8 +34,11 @@ class Score(Config):
     chance: float
     unit: Literal["share", "index"] = "share"  # an index, as the silhouette, is no share of the queries
     interval: tuple[float, float] | None = None  # of the trained one; None in older files
+    supervised: float | None = None  # of the same encoder, trained with labels; None: there is none, or it has no such
 
-    def shown(self, value: float) -> str:
+    def shown(self, value: float | None) -> str:
+        if value is None:
+            return "–"
         return f"{100 * value:.1f} %" if self.unit == "share" else f"{value:.3f}"
 
     @property
@@ -96,6 +99,23 @@ class Evaluation(Config):
     health: dict[str, Health] = Field(default_factory=dict)  # "trained", "random"; none in older files
     confusion: Confusion | None = None
     map: Map | None = None
+
+    @property
+    def has_twin(self) -> bool:
+        """Whether the same encoder, trained with labels, stands beside it."""
+        return any(score.supervised is not None for score in self.scores)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The values of a score, and what tables call them."""
+        twin = {"supervised": "supervised twin"} if self.has_twin else {}
+        return {
+            "trained": "trained",
+            "random_encoder": "random encoder",
+            "raw_pixels": "raw pixels",
+            "chance": "chance",
+            **twin,
+        }
 
     def score(self, name: str) -> Score | None:
         return next((score for score in self.scores if score.name == name), None)

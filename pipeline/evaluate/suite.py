@@ -24,6 +24,7 @@ from pipeline.evaluate.protocol import Confusion, Evaluation, EvaluationConfig, 
 from pipeline.evaluate.scoring import Answered, Case, Evaluator
 from pipeline.evaluate.segmentation import segmentation
 from pipeline.evaluate.separation import separation, spread_over
+from pipeline.evaluate.twin import beside_twin, twin_of
 from pipeline.ingest.store import Store
 from pipeline.ingest.write import replaced
 from pipeline.run import Run
@@ -60,7 +61,8 @@ def evaluate(
     keep_embeddings: bool = True,
 ) -> Evaluation:
     """Judges the newest checkpoint on the store's test split, or the one that a name stands for, and writes
-    `evaluation.json`, beside it what became of each query. Ray must be connected.
+    `evaluation.json`, beside it what became of each query. Its supervised twin, if it was judged, stands beside it. Ray
+    must be connected.
 
     Args:
         also: names of `ON_DEMAND`.
@@ -90,6 +92,7 @@ def evaluate(
         evaluation = evaluation.model_copy(
             update={name: getattr(evaluation, name) + getattr(dense, name) for name in ("scores", "skipped", "seconds")}
         )
+    evaluation = beside_twin(evaluation, twin_of(run).evaluation)
     write_evaluation(run.evaluation_file, evaluation, store, answers)
     return evaluation
 
@@ -114,7 +117,7 @@ def judge(
     """Judges an encoder on a store's test split, with the training samples in `bank`, by default all; Ray must be
     connected. `on_answers` receives what became of each query, for the scores that have some."""
     began = time.perf_counter()
-    also = tuple(dict.fromkeys([*_expected(encoders), *also]))
+    also = tuple(dict.fromkeys([*expected(type(encoders.load()["trained"])), *also]))
     on_stage("embedding")
     splits = _splits(store, config, bank)
     # in one pass: starting processes costs more than splitting
@@ -169,9 +172,9 @@ def _health(
     return {name: health(found.features[name], alignment(views[name], views[f"{name}_view2"])) for name in names}
 
 
-def _expected(encoders: Encoders) -> tuple[str, ...]:
+def expected(objective: type) -> tuple[str, ...]:
     """What of `ON_DEMAND` readers of the method's paper look for."""
-    return ("sgd_probe",) if isinstance(encoders.load()["trained"], MAE | SimMIM) else ()
+    return ("sgd_probe",) if issubclass(objective, MAE | SimMIM) else ()
 
 
 def judge_masks(

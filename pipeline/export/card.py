@@ -76,8 +76,12 @@ def _scores(trained: Trained) -> str:
         return "Not evaluated: `feral evaluate RUN` first.\n"
     if evaluation.step != trained.checkpoint.step:
         return f"Another checkpoint (step {evaluation.step}) was evaluated: `feral evaluate RUN` again.\n"
-    lines = ["| score | this encoder | before training | raw pixels | chance |", "|---|---|---|---|---|"]
+    columns = evaluation.columns
+    lines = ["| score | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     for score in evaluation.scores:
-        values = (score.trained, score.random_encoder, score.raw_pixels, score.chance)
-        lines.append(f"| {score.name}: {score.protocol} | " + " | ".join(map(score.shown, values)) + " |")
+        values = (score.shown(getattr(score, name)) for name in columns)
+        lines.append(f"| {score.name}: {score.protocol} | " + " | ".join(values) + " |")
+    lines += ["", "Random encoder: the same before training."]
+    if evaluation.has_twin:
+        lines[-1] += " Supervised twin: the same, trained from scratch with labels on the same images."
     return "\n".join(lines) + "\n"

@@ -123,7 +123,8 @@ class RunCopy:
             f"evaluation/{score.name}{suffix}": value
             for score in evaluation.scores
             for suffix, value in (("", score.trained), ("/random_encoder", score.random_encoder),
-                                  ("/raw_pixels", score.raw_pixels))
+                                  ("/raw_pixels", score.raw_pixels), ("/supervised", score.supervised))
+            if value is not None
         }  # fmt: skip
         if "trained" in evaluation.health:
             health = evaluation.health["trained"]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.evaluate.forgetting import read_forgetting
+from pipeline.evaluate.protocol import Evaluation
 from pipeline.experiment import Experiment
 from pipeline.ingest.selection import read_selection
 from pipeline.ingest.store import DATA_CARD, Store
@@ -74,7 +75,7 @@ def _content(run: Run) -> dict[str, Any]:
         "run": run,
         "headline": headline(experiment, rows, checkpoint, store),
         "experiment": experiment,
-        **judged_content(evaluation, run.evaluation_file, of_store),
+        **judged_content(evaluation, run.evaluation_file, of_store, _twin_command(run, evaluation)),
         "told_classes": experiment.needs_labels,
         "plane": run_plane(evaluation, events),
         "curves": draw_curves(rows, probe_rows(events, experiment.data.batch_size)),
@@ -98,6 +99,13 @@ def _content(run: Run) -> dict[str, Any]:
         ],
         "settings": [(key, json.dumps(value, default=str), meaning) for key, value, meaning in describe(experiment)],
     }
+
+
+def _twin_command(run: Run, evaluation: Evaluation | None) -> str | None:
+    """What trains the supervised twin; None: there are no labels, or the run itself learned from them."""
+    if evaluation is None or evaluation.score("linear_top1") is None or run.experiment.needs_labels:
+        return None
+    return f"feral evaluate {shlex.quote(str(run.path))} --supervised"
 
 
 # ---- headline ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The scores of a run as its report shows them: what they amount to in words, and a line for each."""
 
+from collections.abc import Collection
 from typing import Any
 
 from pipeline.evaluate.protocol import Evaluation, Score
@@ -43,31 +44,35 @@ GROUPS = {  # of scores, by how their names begin; the first that fits
     "What the embedding, and the projection, still know of what was done to an image": ("knows_",),
     "": ("",),
 }
-COLUMNS = {"trained": "trained", "random_encoder": "random encoder", "raw_pixels": "raw pixels", "chance": "chance"}
 
 
-def score_table(scores: list[Score]) -> dict[str, list[dict[str, Any]]]:
+def score_table(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
     """Lines by group, the one without a title first."""
     rows: dict[str, list[dict[str, Any]]] = {"": []}
-    for score in scores:
+    for score in evaluation.scores:
         group = next(title for title, starts in GROUPS.items() if score.name.startswith(starts))
-        rows.setdefault(group, []).append(score_row(score))
+        rows.setdefault(group, []).append(score_row(score, evaluation.columns))
     return rows
 
 
-def score_row(score: Score) -> dict[str, Any]:
-    """A line of the table: values with their bars (percent of the widest), and the interval of the trained one."""
-    values = {name: getattr(score, name) for name in COLUMNS}
+def score_row(score: Score, columns: Collection[str]) -> dict[str, Any]:
+    """A line of the table: values with their bars (percent of the widest), and the interval of the trained one. The
+    best is that of those without labels."""
+    values = {name: getattr(score, name) for name in columns}
     interval = score.reach
-    best, widest = max(values.values()), max(*values.values(), interval[1], 1e-9)
+    without_labels = {name: value for name, value in values.items() if name != "supervised"}
+    best = max(without_labels.values())
+    widest = max(*(value for value in values.values() if value is not None), interval[1], 1e-9)
 
-    def wide(value: float) -> float:
-        return 100 * max(value, 0) / widest  # an index may be below 0
+    def wide(value: float | None) -> float:
+        return 100 * max(value or 0, 0) / widest  # an index may be below 0
 
     return {
         "title": _title(score),
         "score": score,
-        "cells": {name: (score.shown(value), wide(value), value == best) for name, value in values.items()},
+        "cells": {
+            name: (score.shown(value), wide(value), without_labels.get(name) == best) for name, value in values.items()
+        },
         "interval": tuple(map(score.shown, interval)),
         "whisker": (wide(interval[0]), wide(interval[1]) - wide(interval[0])),
     }
@@ -98,6 +103,8 @@ def verdict(evaluation: Evaluation | None) -> dict[str, str]:
     wins = sum(s.trained > max(s.random_encoder, s.raw_pixels) for s in evaluation.scores)
     count = len(evaluation.scores)
     more = f"Above both baselines: {wins} of {count} scores." if count > 1 else ""
+    if score.supervised is not None:
+        more = f"With labels, the same encoder reaches {100 * score.supervised:.1f} %. {more}".strip()
     title = f"{_title(score)} {100 * score.trained:.1f} %: {_gaps(score.trained, baselines)}{ending}"
     return {"tone": "bad" if lost else "close" if close else "good", "title": title, "more": more}
 

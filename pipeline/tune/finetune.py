@@ -6,21 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.evaluate.encoders import RunEncoders
-from pipeline.experiment import Experiment, build_experiment
+from pipeline.experiment import Experiment
 from pipeline.ingest.store import DEFAULT, Store
 from pipeline.run import Run
-from pipeline.stream.views import ViewsConfig
-from pipeline.train.continuing import ALONE
+from pipeline.supervised import BATCH, supervised_experiment
 from pipeline.tune.compare import Contender
 from ssl_models.encoders import ImageEncoder
-from ssl_models.objectives.supervised import Supervised
-from ssl_models.optimizers import OptimizerConfig
 
 FOLDER = "finetune"  # of the run
-BATCH = 256  # at most: few labels would fill no larger one
 MIN_STEPS = 200  # a share of the labels may be less than a batch
 # What the command itself varies, with the option that does it.
 VARIED = {
@@ -69,31 +64,17 @@ def base_experiment(there: Experiment, store: str | None, changes: Mapping[str, 
     """
     for key in changes.keys() & VARIED.keys():
         raise ValueError(f"{key} is what fine-tuning varies: leave it out, and see {VARIED[key]}")
-    with torch.device("meta"):
-        encoder = ImageEncoder(there.encoder)
-    content = there.model_dump(mode="json")
-    content["views"] = ViewsConfig(
-        crop_scale=there.views.crop_scale, flip=there.views.flip, jitter_probability=0, grayscale=0
-    ).model_dump(mode="json")
-    if any(isinstance(module, _BatchNorm) for module in encoder.modules()):
-        objective = Supervised.Config()
-        optimizer = OptimizerConfig(name="sgd", learning_rate=0.05, weight_decay=0.0, warmup=0.0)
+    base = supervised_experiment(there)
+    if base.optimizer.name == "sgd":
+        own: dict[str, Any] = {"optimizer.weight_decay": 0.0, "optimizer.warmup": 0.0}
     else:
-        objective = Supervised.Config(label_smoothing=0.1, mixup=0.8, cutmix=1.0)
-        decay = 0.65 if max(encoder.layers_below_head().values()) <= 13 else 0.75  # up to ViT-B, above
-        optimizer = OptimizerConfig(
-            name="adamw", learning_rate=5e-4, weight_decay=0.05, betas=(0.9, 0.999), layer_decay=decay
-        )
-        content["encoder"]["arguments"] |= {"drop_path_rate": 0.1}
-    content |= {"objective": objective.model_dump(mode="json"), "optimizer": optimizer.model_dump(mode="json")}
-    lanes = content["data"]["lanes"]
-    content["data"] |= {"labels": None, "shots": None, "labels_draw": 0, "replay": []}
-    content["data"]["batch_size"] = min(there.data.batch_size, lanes * max(1, BATCH // lanes))
+        with torch.device("meta"):
+            layers = max(ImageEncoder(there.encoder).layers_below_head().values())
+        own = {"optimizer.layer_decay": 0.65 if layers <= 13 else 0.75}  # up to ViT-B, above
+    own |= {"data.labels": None, "data.shots": None, "data.labels_draw": 0, "data.replay": [], "training.seed": 0}
     if store is not None:
-        content["data"] |= {"store": store, "selection": DEFAULT}
-    content["training"] |= {"micro_batch": None, "seed": 0}
-    content["training"]["images_seen"] = MIN_STEPS * BATCH
-    return build_experiment(content).override({**ALONE, **changes})
+        own |= {"data.store": store, "data.selection": DEFAULT}
+    return base.override({**own, "training.images_seen": MIN_STEPS * BATCH, **changes})
 
 
 def usual_epochs(base: Experiment) -> int:
