@@ -12,6 +12,7 @@ from pipeline.redaction import typed_command
 
 if TYPE_CHECKING:
     from pipeline.evaluate.transfer import Judged
+    from pipeline.experiment import Experiment
     from pipeline.run import Run
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="directory of a run, or a name: champion")]
@@ -48,8 +49,8 @@ Supervised = Annotated[
     bool,
     typer.Option(
         "--supervised",
-        help="of a run: beside each score its supervised twin, the same encoder trained by labels on the same images; "
-        "trained in RUN/supervised if it is not there yet, which takes as long as training the run, or less",
+        help="of each run also its supervised twin, the same encoder trained by labels on the same images; trained in "
+        "RUN/supervised if it is not there yet, which takes about as long as training the run did",
     ),
 ]
 Chain = Annotated[
@@ -82,11 +83,11 @@ def evaluate(
         raise ValueError("--layers joins the maps that segmentation is judged by: name pictures with --masks FOLDER")
     if chain and len(encoders) < 2:
         raise ValueError("--chain compares an encoder with earlier ones: name two or more, oldest first")
+    if chain and supervised:
+        raise ValueError("--chain compares encoders of one training, to which no twin belongs: leave out --supervised")
     opened = None if on or len(encoders) > 1 else run_called(encoders[0])
-    if opened is None and supervised:
-        raise ValueError("--supervised trains the twin of a run, for its own store: name one run, and leave out --on")
     if opened is None:
-        found = _judge_all(encoders, on or [], to, also or [], masks, layers, address)
+        found = _judge_all(encoders, on or [], to, also or [], masks, layers, supervised, address)
         if chain:
             _tell_forgotten(found, encoders[-1], to)
         return
@@ -100,9 +101,8 @@ def _judge_run(
     from pipeline.evaluate.masks import read_segmented
     from pipeline.evaluate.suite import evaluate as judge
     from pipeline.evaluate.suite import expected
-    from pipeline.evaluate.twin import twin_of
     from pipeline.report.run_report import write_report
-    from pipeline.supervised import train_twin, twin_experiment
+    from pipeline.supervised import twin_experiment
     from ssl_models.objectives import OBJECTIVES
 
     experiment = twin_experiment(run) if supervised else None
@@ -111,13 +111,20 @@ def _judge_run(
         typer.echo(pictures.told)
     with connected(address, cpus=run.experiment.cluster.cpus):
         if experiment:
-            with failures_told(twin_of(run).path):
-                twin = train_twin(run, experiment, typed_command(), StepProgress, typer.echo)
+            twin = _trained_twin(run, experiment)
             asked = [*expected(OBJECTIVES[run.experiment.objective.name]), *also]
             judge(twin, _tell("the supervised twin, "), also=asked, pictures=pictures, joined=layers)
             typer.echo(f"report {write_report(twin)}")
         print_scores(judge(run, _tell(), also=also, pictures=pictures, joined=layers))
     typer.echo(f"report {write_report(run)}")
+
+
+def _trained_twin(run: "Run", experiment: "Experiment") -> "Run":
+    from pipeline.evaluate.twin import twin_of
+    from pipeline.supervised import train_twin
+
+    with failures_told(twin_of(run).path):
+        return train_twin(run, experiment, typed_command(), StepProgress, typer.echo)
 
 
 def _tell(of: str = "") -> Callable[[str], None]:
@@ -131,6 +138,7 @@ def _judge_all(
     also: list[str],
     masks: str | None,
     layers: bool,
+    supervised: bool,
     address: str | None,
 ) -> "list[Judged]":
     from pipeline.cluster import ClusterConfig, connected
@@ -143,9 +151,15 @@ def _judge_all(
     from pipeline.ingest.store import Store
     from pipeline.report.encoder_page import write_encoder_page
     from pipeline.report.transfer_page import write_transfer_page
+    from pipeline.run import Run
+    from pipeline.supervised import twin_experiment
 
     encoders = [find_encoders(name) for name in names]
     runs = [one for one in encoders if isinstance(one, RunEncoders)]
+    learned = [Run(run.directory) for run in runs if not run.experiment.needs_labels] if supervised else []
+    twins = [(run, twin_experiment(run)) for run in learned]
+    if supervised and not twins:
+        raise ValueError("--supervised: none of these is a run that was trained without labels; leave it out")
     stores = [Store(path) for path in on]
     if not on and masks is None:
         stores = list({run.experiment.data.store: run.experiment.data.open() for run in runs}.values())
@@ -160,6 +174,7 @@ def _judge_all(
         typer.echo(one.told)
     cluster = runs[0].experiment.cluster if runs else ClusterConfig()
     with connected(address, cpus=cluster.cpus):
+        encoders += [RunEncoders.of(_trained_twin(run, experiment)) for run, experiment in twins]
         found = judge_all(
             encoders, stores, to, EvaluationConfig(), Embedding(cluster), typer.echo, also, pictures, layers
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.evaluate.twin import called
 from pipeline.experiment import Experiment, build_experiment
 from pipeline.run import Run
 from pipeline.stream.views import DeviceViews, ViewsConfig
@@ -108,7 +109,7 @@ class RunEncoders:
         checkpoint = run.newest_checkpoint()
         if checkpoint is None:
             raise ValueError(f"{run.path} has no whole checkpoint: train it first, with `feral pretrain`")
-        return cls(run.path.name, run.experiment.model_dump(mode="json"), checkpoint)
+        return cls(called(run), run.experiment.model_dump(mode="json"), checkpoint)
 
     @property
     def experiment(self) -> Experiment:

@@ -11,6 +11,12 @@ def twin_of(run: Run) -> Run:
     return Run(run.path / FOLDER)
 
 
+def called(run: Run) -> str:
+    """For people: a run by its folder, a twin by the run that it is of, too."""
+    is_twin = run.path.name == FOLDER and Run(run.path.parent).experiment_file.exists()
+    return "/".join(run.path.parts[-2:]) if is_twin else run.path.name
+
+
 def beside_twin(evaluation: Evaluation, twin: Evaluation | None) -> Evaluation:
     """With the twin's value in each score that both have: of the same samples, by the same protocol."""
     theirs = {}

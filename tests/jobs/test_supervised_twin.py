@@ -196,7 +196,20 @@ def test_a_twin_that_fails_ends_the_command_with_where_to_look(run, here, monkey
     assert run.evaluation is None
 
 
-def test_the_twin_is_of_one_run_on_its_own_store(run, small_store):
-    for more in (["--on", str(small_store.path)], [str(run.path)]):
-        result = CliRunner().invoke(app, ["evaluate", str(run.path), "--supervised", *more])
-        assert "name one run, and leave out --on" in str(result.exception)
+def test_in_a_table_of_encoders_the_twin_of_each_run_is_one_of_them(run, here, small_store, tmp_path):
+    arguments = ["evaluate", str(run.path), "--on", str(small_store.path), "--to", str(tmp_path / "table")]
+    result = CliRunner().invoke(app, [*arguments, "--supervised"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    lines = (tmp_path / "table" / "table.md").read_text().splitlines()
+    assert {"first", "first/supervised"} <= {line.split(" | ")[0].strip("| ") for line in lines}
+    assert (tmp_path / "table" / "first_supervised--store.html").exists()
+
+
+def test_where_no_twin_can_be_the_option_is_refused(run, small_experiment, small_store, tmp_path):
+    supervised = begun(supervised_experiment(small_experiment).fitted(small_store), tmp_path / "labelled")
+    for arguments, says in (
+        ([str(supervised.path), "--on", str(small_store.path)], "none of these is a run that was trained without"),
+        ([str(run.path), str(run.path), "--chain"], "--chain compares encoders of one training"),
+    ):
+        result = CliRunner().invoke(app, ["evaluate", "--supervised", *arguments])
+        assert says in str(result.exception)
