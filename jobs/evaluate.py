@@ -98,6 +98,7 @@ def _judge_run(
     run: "Run", also: list[str], masks: str | None, layers: bool, supervised: bool, address: str | None
 ) -> None:
     from pipeline.cluster import connected
+    from pipeline.evaluate.encoders import RunEncoders
     from pipeline.evaluate.masks import read_segmented
     from pipeline.evaluate.suite import evaluate as judge
     from pipeline.evaluate.suite import expected
@@ -105,6 +106,7 @@ def _judge_run(
     from pipeline.supervised import twin_experiment
     from ssl_models.objectives import OBJECTIVES
 
+    RunEncoders.of(run)  # there is something to judge
     experiment = twin_experiment(run) if supervised else None
     pictures = read_segmented(masks, run.experiment.encoder.image_size) if masks else None
     if pictures:

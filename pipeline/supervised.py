@@ -21,8 +21,8 @@ def supervised_experiment(there: Experiment) -> Experiment:
     """Another experiment with its encoder learning from labels, from scratch: the same data, and as many images seen
     as by it and the runs that it goes on from; crops and flips alone, for labels need no other views.
 
-    With BatchNorm SGD, as He et al. (arXiv 1512.03385) at half their rate. Without AdamW, stochastic depth, mixup and
-    CutMix, as DeiT (arXiv 2012.12877, table 9).
+    With BatchNorm SGD, at half the rate of He et al. (arXiv 1512.03385). Without: AdamW, stochastic depth, mixup and
+    CutMix as DeiT (arXiv 2012.12877, table 9), at twice its rate, for these runs are short.
     """
     content = there.model_dump(mode="json")
     with torch.device("meta"):

@@ -205,6 +205,13 @@ def test_in_a_table_of_encoders_the_twin_of_each_run_is_one_of_them(run, here, s
     assert (tmp_path / "table" / "first_supervised--store.html").exists()
 
 
+def test_a_run_without_a_checkpoint_is_told_before_its_twin_is_trained(small_experiment, here, tmp_path):
+    run = Run.prepare(tmp_path / "run", small_experiment, ["feral"])
+    result = CliRunner().invoke(app, ["evaluate", str(run.path), "--supervised"])
+    assert "has no whole checkpoint: train it first" in str(result.exception)
+    assert here == []
+
+
 def test_where_no_twin_can_be_the_option_is_refused(run, small_experiment, small_store, tmp_path):
     supervised = begun(supervised_experiment(small_experiment).fitted(small_store), tmp_path / "labelled")
     for arguments, says in (
