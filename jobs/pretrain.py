@@ -192,7 +192,7 @@ def print_scores(evaluation: "Evaluation | None") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.evaluate.health import complaint
+    from pipeline.evaluate.health import collapse
 
     columns = evaluation.columns
     table = Table("score", *columns.values(), "test images")
@@ -201,7 +201,7 @@ def print_scores(evaluation: "Evaluation | None") -> None:
         table.add_row(score.name, *values, str(score.num_queries))
     if evaluation.scores:
         Console(width=max(Console().width, 100)).print(table)  # narrower, the names are cut
-    if evaluation.health and (fault := complaint(**evaluation.health)):
+    if fault := collapse(evaluation):
         typer.secho(fault, fg="red")
     for reason in evaluation.skipped:
         typer.echo(f"skipped {reason}")

@@ -15,9 +15,9 @@ def clip_small() -> Experiment:
     """CLIP at the size of a few thousand pairs, such as Flickr8k: half-width ResNet-18 at 64 px, 3-layer text tower.
 
     Paper: Radford et al. 2021, arXiv 2103.00020.
-    Result: Flickr8k, 2,700 pairs, 299 held back: image→text R@10 19.7 %, text→image R@10 15.7 % (chance 3.3; raw pixels
-    4.7 and 8.8).
-    Cost: 12 minutes on 2 loaded CPU cores.
+    Result: Flickr8k, 2,710 pairs, 289 held back, 2 seeds: image→text R@10 22.8 ± 2.4 %, text→image R@10 18.8 ± 0.6 %
+    (chance 3.4; raw pixels 6.6 and 10.1).
+    Cost: 6 minutes, two at a time on 2 CPU cores.
     Command: feral pretrain clip_small data.store=STORE
     """
     return _small_pairs(CLIP.Config(text=TEXT, dim=128))
@@ -27,8 +27,8 @@ def siglip_small() -> Experiment:
     """SigLIP in the place of CLIP: the same towers, batch and budget as `clip_small`.
 
     Paper: Zhai et al. 2023, arXiv 2303.15343.
-    Result: not yet measured.
-    Cost: that of `clip_small` (12 minutes on 2 loaded CPU cores).
+    Result: Flickr8k, as `clip_small`: image→text R@10 21.6 ± 1.7 %, text→image R@10 19.3 ± 0.0 %.
+    Cost: that of `clip_small`.
     Command: feral pretrain siglip_small data.store=STORE
     """
     return _small_pairs(SigLIP.Config(text=TEXT, dim=128))

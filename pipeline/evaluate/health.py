@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluate.protocol import Health
+from pipeline.evaluate.protocol import Evaluation, Health, wilson
 
 # Above this cosine of two images, what tells them apart is less than a tenth of an embedding's length: √(1 − 0.99).
 # Encoders before training are near it (ResNet-18: 0.97): one that is above, but less so than before, is not named.
@@ -12,6 +12,8 @@ ALIKE = 0.99
 # A smaller share of the dimensions in use is named: 5 of 256. An encoder that tells ten classes apart and nothing else
 # keeps nine directions (neural collapse, arXiv 2008.08186), which is no fault.
 FEW_DIRECTIONS = 0.02
+# A score that says whether embeddings tell images apart: of labels, or of captions.
+TELLING = ("knn_top1", "retrieval_image_to_text_r10")
 MAX_IMAGES = 25_600  # the rank hardly grows with more (arXiv 2210.02885, section 4)
 MAX_PAIRED = 2_000
 CHUNK = 4096
@@ -59,6 +61,22 @@ def alignment(first: np.ndarray, second: np.ndarray) -> float:
     uniformity. It depends on the augmentation, so it compares only where that is the same."""
     views = (_unit(torch.from_numpy(rows).double()) for rows in (first, second))
     return float(torch.sub(*views).square().sum(1).mean())
+
+
+def collapse(evaluation: Evaluation) -> str | None:
+    """Names the collapse of an encoder that was judged, or None, also where nothing was measured.
+
+    Embeddings that are much alike, as of SimCLR without BatchNorm, may still tell images apart: where they do so better
+    than before training, they are not called collapsed."""
+    if "trained" not in evaluation.health or "random" not in evaluation.health:
+        return None
+    if evaluation.health["trained"].mean_cosine > ALIKE and any(
+        score.reach[0] > wilson(score.random_encoder, score.num_queries)[1]
+        for score in evaluation.scores
+        if score.name in TELLING
+    ):
+        return None
+    return complaint(**evaluation.health)
 
 
 def complaint(trained: Health, random: Health) -> str | None:

@@ -94,8 +94,13 @@ def verdict(rows: Sequence[Row], trials: Sequence[dict[str, Any]]) -> dict[str, 
     more += [
         f"No better than the encoder before training ({one.title}): {', '.join(one.weak)}." for one in found if one.weak
     ]
+    more += [
+        f"Too few seeds to tell from the encoder before training ({one.title}): {', '.join(one.unsure)}."
+        for one in found
+        if one.unsure
+    ]
     more += _below_pixels(rows)
-    sure = first.best.recipe not in first.weak and not first.single and not first.close
+    sure = first.best.recipe not in first.weak + first.unsure and not first.single and not first.close
     tone = "bad" if first.best.recipe in first.weak else "good" if sure else "close"
     return {"tone": tone, "title": _sentence(first, several), "more": more + _faults(rows, trials)}
 

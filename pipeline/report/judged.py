@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluate.examples import read_examples
-from pipeline.evaluate.health import complaint
+from pipeline.evaluate.health import collapse
 from pipeline.evaluate.protocol import Evaluation
 from pipeline.evaluate.segmentation import MIOU
 from pipeline.evaluate.twin import FOLDER as TWIN
@@ -33,7 +33,7 @@ def judged_content(
     return {
         "evaluation": evaluation,
         "verdict": verdict(evaluation),
-        "complaint": complaint(**evaluation.health) if evaluation and evaluation.health else None,
+        "complaint": collapse(evaluation) if evaluation else None,
         "table": score_table(evaluation) if evaluation and evaluation.scores else None,
         "twin_report": link_to(file.parent / TWIN / "report.html", file.parent),
         "twin_command": twin_command,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
 
-from pipeline.evaluate.health import complaint
+from pipeline.evaluate.health import collapse
 from pipeline.evaluate.protocol import Evaluation, Score
 from pipeline.evaluate.spread import Spread, reach, sampling
 from pipeline.tune.compare import Contender, Trial
@@ -40,8 +40,21 @@ class Measure:
     @property
     def beats_random(self) -> bool:
         """Whether the gain is more than chance explains; with one seed, more than the sampling of test images does."""
-        noise = sum(sampling(share.mean, self.num_queries) for share in (self.trained, self.random))
-        return self.gain.mean > reach([self.gain], noise)
+        return self.gain.mean > reach([self.gain], self._noise)
+
+    @property
+    def needs_seeds(self) -> bool:
+        """Whether test images alone do not explain the gain, but seeds that differ as these do might."""
+        return not self.beats_random and self.gain.mean > reach([], self._noise)
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether it is not better than the random encoder, as far as test images tell."""
+        return not self.beats_random and not self.needs_seeds
+
+    @property
+    def _noise(self) -> float:
+        return sum(sampling(share.mean, self.num_queries) for share in (self.trained, self.random))
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def _row(contender: Contender, trials: Sequence[Trial]) -> Row:
         if scores:
             measures[name] = Measure.of(scores)
     memory = [cost.peak_memory_bytes for cost in costs if cost.peak_memory_bytes]
-    collapse = _collapse(judged)
+    fault = _collapse(judged)
     return Row(
         recipe=contender.recipe,
         family=contender.family,
@@ -106,14 +119,14 @@ def _row(contender: Contender, trials: Sequence[Trial]) -> Row:
         images_per_second=fmean(cost.images_per_second for cost in costs) if costs else None,
         seconds=fmean(cost.seconds for cost in costs) if costs else None,
         peak_memory_bytes=max(memory, default=None),
-        notes=((collapse,) if collapse else ()) + tuple(_notes(contender, trials, measures)),
-        collapse=collapse,
+        notes=((fault,) if fault else ()) + tuple(_notes(contender, trials, measures)),
+        collapse=fault,
     )
 
 
 def _collapse(judged: Sequence[Evaluation]) -> str | None:
-    known = [evaluation.health for evaluation in judged if evaluation.health]
-    faults = [fault for health in known if (fault := complaint(**health))]
+    known = [evaluation for evaluation in judged if evaluation.health]
+    faults = [fault for evaluation in known if (fault := collapse(evaluation))]
     if not faults:
         return None
     return faults[0] + (f", {len(faults)} of {len(known)} seeds" if len(known) > 1 else "")
@@ -121,9 +134,12 @@ def _collapse(judged: Sequence[Evaluation]) -> str | None:
 
 def _notes(contender: Contender, trials: Sequence[Trial], measures: dict[str, Measure]) -> Iterator[str]:
     titles = CLASSES | PAIRS
-    weak = [titles[name] for name, measure in measures.items() if not measure.beats_random]
+    weak = [titles[name] for name, measure in measures.items() if measure.is_weak]
     if weak:
         yield f"not better than the random encoder ({', '.join(weak)})"
+    unsure = [titles[name] for name, measure in measures.items() if measure.needs_seeds]
+    if unsure:
+        yield f"too few seeds to tell it from the random encoder ({', '.join(unsure)})"
     below = [titles[name] for name, measure in measures.items() if measure.trained.mean <= measure.pixels]
     if below:
         yield f"not better than raw pixels ({', '.join(below)})"
@@ -160,6 +176,7 @@ class Conclusion:
     others: int  # methods beside the best
     close: tuple[str, ...]  # that are not told from the best
     weak: tuple[str, ...]  # that are not better than their random encoder
+    unsure: tuple[str, ...]  # that more seeds may tell from theirs
     single: bool  # one has a single seed: nothing is told from anything
 
     @property
@@ -173,11 +190,13 @@ class Conclusion:
             return "a single seed tells no method from another: give --seeds 3 or more"
         if self.close:
             return f"not distinguishable from it: {', '.join(self.close)}"
-        return f"above all {self.others} others by more than seeds and test images explain" if self.others else ""
+        others = f"all {self.others} others" if self.others > 1 else "the other"
+        return f"above {others} by more than seeds and test images explain" if self.others else ""
 
     def __str__(self) -> str:
         weak = f"not better than its random encoder: {', '.join(self.weak)}" if self.weak else ""
-        said = (f"{self.title}, {self.encoder}: {self.lead}", self.reservation, weak)
+        unsure = f"too few seeds to tell from its random encoder: {', '.join(self.unsure)}" if self.unsure else ""
+        said = (f"{self.title}, {self.encoder}: {self.lead}", self.reservation, weak, unsure)
         return "; ".join(part for part in said if part)
 
 
@@ -201,6 +220,7 @@ def _conclude(group: list[Row]) -> Iterator[Conclusion]:
                 leading,
                 len(others),
                 close=tuple(row.recipe for row in others if not apart(leading, row.measures[name])),
-                weak=tuple(row.recipe for row in judged if not row.measures[name].beats_random),
+                weak=tuple(row.recipe for row in judged if row.measures[name].is_weak),
+                unsure=tuple(row.recipe for row in judged if row.measures[name].needs_seeds),
                 single=min(row.seeds for row in judged) == 1,
             )

@@ -19,7 +19,7 @@ from pipeline.experiment import Experiment
 from pipeline.ingest.config import CurateConfig
 from pipeline.ingest.store import Store
 from pipeline.report.comparison import cells, columns, explanation, markdown, write_comparison
-from pipeline.report.comparison_page import write_comparison_page
+from pipeline.report.comparison_page import verdict, write_comparison_page
 from pipeline.run import Run
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.cost import TrainingCost, cost_of
@@ -161,6 +161,12 @@ def test_a_gain_over_the_random_encoder_must_be_more_than_chance():
     assert not measure(0.30, 0.005).beats_random
     assert not measure(0.40, 0.05).beats_random
     assert measure(0.40, 0, count=1).beats_random
+    assert measure(0.345, 0.005).is_weak
+    assert not measure(0.345, 0.005).needs_seeds
+    assert measure(0.40, 0.05).needs_seeds
+    assert not measure(0.40, 0.05).is_weak
+    assert not measure(0.40, 0.005).needs_seeds
+    assert not measure(0.40, 0.005).is_weak
 
 
 def compared() -> tuple[list[Contender], list[Trial]]:
@@ -237,10 +243,22 @@ def test_the_conclusion_says_no_more_than_was_measured():
     assert linear == "linear probe, resnet18: b has the highest mean, 62.0 ± 0.0 %; above all 2 others by more than " \
         "seeds and test images explain"  # fmt: skip
     assert vit == "k-NN, vit_tiny_patch16_224: m has the highest mean, 65.1 ± 0.1 %"
+    assert "; above the other by more than seeds" in str(conclusions([row for row in rows if row.recipe in "bc"])[0])
     found, trials = compared()
     single = conclusions(table(found[:2], [trial for trial in trials if trial.seed == 0]))
     assert "a single seed tells no method from another: give --seeds 3" in str(single[0])
     assert conclusions(table(found, [])) == []
+
+
+def test_a_gain_that_seeds_may_explain_asks_for_more_of_them(tmp_path: Path):
+    found, trials = compared()
+    trials = [trial("a", 0, 0.40, 0.60), trial("a", 1, 0.60, 0.60)] + [t for t in trials if t.recipe == "b"]
+    rows = table(found[:2], trials)
+    assert rows[1].notes == ("too few seeds to tell it from the random encoder (k-NN)",)
+    assert str(conclusions(rows)[0]).endswith("; too few seeds to tell from its random encoder: a")
+    said = verdict(rows, [])["more"]
+    assert "Too few seeds to tell from the encoder before training (k-NN): a." in said
+    assert not any("No better" in line for line in said)
 
 
 def test_files_say_how_they_were_made(tmp_path: Path):
