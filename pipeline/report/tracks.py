@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.report.axes import Axis, linear
+
+# Beside `random`: better by more than chance, not better, or better by what seeds that differ as these do may explain.
+Sign = Literal["better", "weak", "unsure"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class Judgement:
     high: float
     random: float
     pixels: float
-    beats: bool  # whether it is better than `random`, by more than chance
+    sign: Sign
     text: str
 
 
@@ -25,7 +29,7 @@ class Mark:
     low: float
     wide: float
     random: float
-    beats: bool
+    sign: Sign
     text: str
 
 
@@ -50,4 +54,4 @@ def track(title: str, found: Sequence[Judgement | None]) -> Track | None:
 
 def _mark(axis: Axis, one: Judgement) -> Mark:
     low, high = axis.place(one.low), axis.place(one.high)
-    return Mark(axis.place(one.value), low, high - low, axis.place(one.random), one.beats, one.text)
+    return Mark(axis.place(one.value), low, high - low, axis.place(one.random), one.sign, one.text)

@@ -1,4 +1,4 @@
-"""The page of encoders on stores: who is best on which, beside its untrained twin and raw pixels. Offline."""
+"""The page of encoders on stores: who is best on which, beside itself before training and raw pixels. Offline."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,11 +75,11 @@ def _judgement(score: Score | None) -> Judgement | None:
         100 * share for share in (score.trained, *score.reach, score.random_encoder, score.raw_pixels)
     )
     text = f"{value:.1f} %, {low:.1f} to {high:.1f}; untrained {random:.1f} %"
-    return Judgement(value, low, high, random, pixels, beats(score), text)
+    return Judgement(value, low, high, random, pixels, "better" if beats(score) else "weak", text)
 
 
 def beats(score: Score) -> bool:
-    """Whether it is better than its untrained twin by more than the sampling of test images explains, at 95 %."""
+    """Whether it is better than before training by more than the sampling of test images explains, at 95 %."""
     noise = _variance(score, score.trained) + _variance(score, score.random_encoder)
     return score.trained - score.random_encoder > reach([], noise)
 

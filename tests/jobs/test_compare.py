@@ -259,6 +259,9 @@ def test_a_gain_that_seeds_may_explain_asks_for_more_of_them(tmp_path: Path):
     said = verdict(rows, [])["more"]
     assert "Too few seeds to tell from the encoder before training (k-NN): a." in said
     assert not any("No better" in line for line in said)
+    write_comparison(tmp_path, rows, trials, found[:2], explanation(found[:2], 3, 1), "feral compare a b")
+    page = write_comparison_page(tmp_path).read_text()
+    assert page.count('class="lane unsure"') == 1 + 1  # of its k-NN, and in the key
 
 
 def test_files_say_how_they_were_made(tmp_path: Path):
