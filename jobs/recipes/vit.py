@@ -17,8 +17,8 @@ def supervised_vit_32px() -> Experiment:
     """Supervised classification with the ViT of mae_32px: what labels give in the same budget.
 
     Paper: Dosovitskiy et al. 2020, arXiv 2010.11929.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 45.9 %, linear probe 49.6 % (random encoder 27.9, 40.2) in docs/comparison.md: 100,000 images.
+    Cost: 8 minutes of training there, 2,588 MB (2 CPU cores, shared with other work).
     Command: feral pretrain supervised_vit_32px data.store=STORE
     """
     return small(Supervised.Config(), _ADAM, encoder=VIT_32PX, views=CROP_ONLY)
@@ -40,8 +40,8 @@ def moco_v3_vit_32px() -> Experiment:
 
     Paper: Chen, Xie, He 2021, arXiv 2104.02057; all parameters decay; it has batches of 4,096 and a frozen patch
     embedding.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 35.0 %, linear probe 42.6 % (random encoder 27.9, 40.2) in docs/comparison.md: 100,000 images.
+    Cost: 23 minutes of training there, 3,732 MB (2 CPU cores, shared with other work).
     Command: feral pretrain moco_v3_vit_32px data.store=STORE
     """
     optimizer = _ADAM.model_copy(update={"decay_all": True})
@@ -52,8 +52,8 @@ def dino_vit_32px() -> Experiment:
     """DINO with the ViT of mae_32px, and two local crops, which are as large as the others: the ViT knows one size.
 
     Paper: Caron et al. 2021, arXiv 2104.14294; eight local crops of 96 pixels beside two of 224, 65,536 prototypes.
-    Result: not yet measured.
-    Cost: not yet measured.
+    Result: k-NN 31.7 %, linear probe 42.6 % (random encoder 27.9, 40.2) in docs/comparison.md: 100,000 images.
+    Cost: 36 minutes of training there, 6,203 MB (2 CPU cores, shared with other work).
     Command: feral pretrain dino_vit_32px data.store=STORE
     """
     local = {"local_crops": 2, "local_size": 32, "local_scale": (0.1, 0.4)}
