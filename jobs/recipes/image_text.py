@@ -40,8 +40,9 @@ def captioning_small() -> Experiment:
     Images are not mirrored: a mirrored picture would belie every "left" and "right" in its caption.
 
     Paper: Desai and Johnson 2020, arXiv 2006.06666.
-    Result: not yet measured.
-    Cost: 4 times that of `clip_small`: each word is one of 49,408, twice.
+    Result: Flickr8k, as `clip_small`; a linear probe on 10,000 images of CIFAR-10 47.3 % (random encoder 36.7;
+    CLIP 49.4).
+    Cost: 15 minutes on 2 CPU cores: each word is one of 49,408, twice.
     Command: feral pretrain captioning_small data.store=STORE
     """
     text = TextConfig(width=128, layers=1, heads=4, context_length=24)
