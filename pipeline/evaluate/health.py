@@ -67,7 +67,8 @@ def collapse(evaluation: Evaluation) -> str | None:
     """Names the collapse of an encoder that was judged, or None, also where nothing was measured.
 
     Embeddings that are much alike, as of SimCLR without BatchNorm, may still tell images apart: where they do so better
-    than before training, they are not called collapsed."""
+    than before training, they are not called collapsed. Nor is their rank judged, for it is not centred: what they have
+    in common takes most of it."""
     if "trained" not in evaluation.health or "random" not in evaluation.health:
         return None
     if evaluation.health["trained"].mean_cosine > ALIKE and any(

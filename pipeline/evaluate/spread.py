@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from statistics import fmean, stdev
+from typing import Literal
+
+# A score beside another: better by more than chance; not better; better, but seeds that differ so may explain it.
+Sign = Literal["better", "weak", "unsure"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pipeline.report.costs import Candidate, cost_plots
 from pipeline.report.learning import loss_plots, probe_plots, read_learning
 from pipeline.report.page import link_to, write_page
 from pipeline.report.plane import trials_plane
-from pipeline.report.tracks import Judgement, Sign, track
+from pipeline.report.tracks import Judgement, track
 from pipeline.settings import settings
 from pipeline.tune.compare import METHOD
 from pipeline.tune.comparison import Conclusion, Measure, Row, conclusions, groups, scores_of
@@ -170,8 +170,7 @@ def _judgement(measure: Measure | None) -> Judgement | None:
     trained, random = measure.trained, 100 * measure.random.mean
     mean, std = 100 * trained.mean, 100 * (trained.std or 0)
     text = f"{trained.percent()} % over {trained.count} seed(s); random encoder {random:.1f} %"
-    sign: Sign = "weak" if measure.is_weak else "unsure" if measure.needs_seeds else "better"
-    return Judgement(mean, mean - std, mean + std, random, 100 * measure.pixels, sign, text)
+    return Judgement(mean, mean - std, mean + std, random, 100 * measure.pixels, measure.sign, text)
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------

@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from pipeline.evaluate.spread import Sign
 from pipeline.report.axes import Axis, linear
-
-# Beside `random`: better by more than chance, not better, or better by what seeds that differ as these do may explain.
-Sign = Literal["better", "weak", "unsure"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,7 @@ class Judgement:
     high: float
     random: float
     pixels: float
-    sign: Sign
+    sign: Sign  # of the score beside `random`
     text: str
 
 

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from pipeline.evaluate.health import collapse
 from pipeline.evaluate.protocol import Evaluation, Score
-from pipeline.evaluate.spread import Spread, reach, sampling
+from pipeline.evaluate.spread import Sign, Spread, reach, sampling
 from pipeline.tune.compare import Contender, Trial
 
 # What methods are ranked by, the first before the second: where the store has labels; where it has captions only.
@@ -38,23 +38,13 @@ class Measure:
         )
 
     @property
-    def beats_random(self) -> bool:
-        """Whether the gain is more than chance explains; with one seed, more than the sampling of test images does."""
-        return self.gain.mean > reach([self.gain], self._noise)
-
-    @property
-    def needs_seeds(self) -> bool:
-        """Whether test images alone do not explain the gain, but seeds that differ as these do might."""
-        return not self.beats_random and self.gain.mean > reach([], self._noise)
-
-    @property
-    def is_weak(self) -> bool:
-        """Whether it is not better than the random encoder, as far as test images tell."""
-        return not self.beats_random and not self.needs_seeds
-
-    @property
-    def _noise(self) -> float:
-        return sum(sampling(share.mean, self.num_queries) for share in (self.trained, self.random))
+    def sign(self) -> Sign:
+        """Beside the random encoder. weak: the sampling of test images alone may explain the gain, at 95 %; unsure:
+        that does not, but together with the spread over seeds it may; better: neither, with one seed the first."""
+        noise = sum(sampling(share.mean, self.num_queries) for share in (self.trained, self.random))
+        if self.gain.mean > reach([self.gain], noise):
+            return "better"
+        return "unsure" if self.gain.mean > reach([], noise) else "weak"
 
 
 @dataclass(frozen=True)
@@ -134,10 +124,10 @@ def _collapse(judged: Sequence[Evaluation]) -> str | None:
 
 def _notes(contender: Contender, trials: Sequence[Trial], measures: dict[str, Measure]) -> Iterator[str]:
     titles = CLASSES | PAIRS
-    weak = [titles[name] for name, measure in measures.items() if measure.is_weak]
+    weak = [titles[name] for name, measure in measures.items() if measure.sign == "weak"]
     if weak:
         yield f"not better than the random encoder ({', '.join(weak)})"
-    unsure = [titles[name] for name, measure in measures.items() if measure.needs_seeds]
+    unsure = [titles[name] for name, measure in measures.items() if measure.sign == "unsure"]
     if unsure:
         yield f"too few seeds to tell it from the random encoder ({', '.join(unsure)})"
     below = [titles[name] for name, measure in measures.items() if measure.trained.mean <= measure.pixels]
@@ -220,7 +210,7 @@ def _conclude(group: list[Row]) -> Iterator[Conclusion]:
                 leading,
                 len(others),
                 close=tuple(row.recipe for row in others if not apart(leading, row.measures[name])),
-                weak=tuple(row.recipe for row in judged if row.measures[name].is_weak),
-                unsure=tuple(row.recipe for row in judged if row.measures[name].needs_seeds),
+                weak=tuple(row.recipe for row in judged if row.measures[name].sign == "weak"),
+                unsure=tuple(row.recipe for row in judged if row.measures[name].sign == "unsure"),
                 single=min(row.seeds for row in judged) == 1,
             )
